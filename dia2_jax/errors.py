@@ -1,0 +1,44 @@
+"""The errors this package raises on bad input.
+
+Every message says what is wrong, where, and what to do about it. All of them
+derive from :class:`Dia2Error`, so a caller can catch one type; each also derives
+from the builtin that a Python reader would expect.
+"""
+
+from __future__ import annotations
+
+
+class Dia2Error(Exception):
+    """Base of every error raised on purpose by dia2_jax."""
+
+
+class ConfigError(Dia2Error, ValueError):
+    """A configuration file or setting is malformed; the message names the field."""
+
+
+class CheckpointError(Dia2Error, ValueError):
+    """Weights are missing, misshapen, truncated or do not belong to the config."""
+
+
+class HubError(Dia2Error, OSError):
+    """A file could not be found locally or fetched from the Hugging Face hub."""
+
+
+class ScriptError(Dia2Error, ValueError):
+    """A script cannot be spoken: empty, or without a speakable word."""
+
+
+class PrefixError(Dia2Error, ValueError):
+    """A voice or conversation prefix cannot be used as given."""
+
+
+class AudioError(Dia2Error, ValueError):
+    """An audio file cannot be read or has an impossible shape or rate."""
+
+
+class NonFiniteError(Dia2Error, FloatingPointError):
+    """The model produced NaN or infinite logits."""
+
+
+class SessionError(Dia2Error, RuntimeError):
+    """A streaming session was used out of order (fed after close, after cancel)."""
