@@ -1,0 +1,1 @@
+"""The Dia2 network: temporal decoder, depformer, delays."""

@@ -1,0 +1,246 @@
+"""The temporal transformer: one position a frame, whole sequences or one step at a time."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx, struct
+from jax.typing import DTypeLike
+
+from dia2_jax.config import Dia2Config
+from dia2_jax.model.layers import GatedMLP, MultiStreamEmbedding
+from dia2_jax.nn.attention import KVCache, attend, attend_cache
+from dia2_jax.nn.linear import Embedding, Linear
+from dia2_jax.nn.norm import RMSNorm
+from dia2_jax.nn.rope import inverse_frequencies, rotate
+from dia2_jax.typing import Array, Float, Int
+
+# Per-head RMS normalisation of queries and keys takes the place of 1 / sqrt(H).
+_SCALE = 1.0
+
+
+@struct.dataclass
+class DecoderOutput:
+    """What the decoder says of each position.
+
+    Attributes:
+      hidden: ``[..., D]`` normalised state that conditions the depformer, compute dtype.
+      action: ``[..., A]`` float32 logits over (pad, new word).
+      cb0: ``[..., V]`` float32 logits over codebook 0 of the next frame.
+    """
+
+    hidden: Float[Array, "*B D"]
+    action: Float[Array, "*B A"]
+    cb0: Float[Array, "*B V"]
+
+
+class DecoderAttention(nnx.Module):
+    """Grouped-query attention with per-head q/k RMSNorm before RoPE."""
+
+    def __init__(
+        self, config: Dia2Config, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        model, shape = config.model, config.model.decoder
+        self.heads, self.kv_heads = shape.gqa_query_heads, shape.kv_heads
+        self.head_dim, self.dtype = shape.gqa_head_dim, dtype
+        self.min_timescale = model.rope_min_timescale
+        self.max_timescale = model.rope_max_timescale
+        query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = Linear(shape.n_embd, query, param_dtype=param_dtype, rngs=rngs)
+        self.k_proj = Linear(shape.n_embd, keys, param_dtype=param_dtype, rngs=rngs)
+        self.v_proj = Linear(shape.n_embd, keys, param_dtype=param_dtype, rngs=rngs)
+        self.o_proj = Linear(query, shape.n_embd, param_dtype=param_dtype, rngs=rngs)
+        epsilon = model.normalization_layer_epsilon
+        self.q_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
+        self.k_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
+
+    def _heads(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> tuple[Array, Array, Array]:
+        # Upstream projects in fp32, then casts; norms and rotation follow in compute dtype.
+        def split(y: Array) -> Array:
+            return y.reshape(*y.shape[:-1], -1, self.head_dim).astype(self.dtype)
+
+        frequencies = inverse_frequencies(
+            self.head_dim, min_timescale=self.min_timescale, max_timescale=self.max_timescale
+        )
+        query = rotate(self.q_norm(split(self.q_proj(x))), positions, frequencies)
+        keys = rotate(self.k_norm(split(self.k_proj(x))), positions, frequencies)
+        return query, keys, split(self.v_proj(x))
+
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+        """Causal attention over a whole sequence; also returns its keys and values."""
+        query, keys, values = self._heads(x, positions)
+        steps = x.shape[1]
+        mask = jnp.tril(jnp.ones((1, steps, steps), bool))
+        out = attend(query, keys, values, mask, scale=_SCALE)
+        return self._merge(out), (keys, values)
+
+    def step(
+        self,
+        x: Float[Array, "B D"],
+        position: Int[Array, " B"],
+        index: Int[Array, " B"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        """One position a row, whose key and value go to slot ``index[b]``."""
+        query, keys, values = (y[:, 0] for y in self._heads(x[:, None], position[:, None]))
+        cache = cache.write_step(keys, values, index)
+        out = attend_cache(query, cache, index + 1, scale=_SCALE)
+        return self._merge(out), cache
+
+    def _merge(self, out: Array) -> Array:
+        flat = out.reshape(*out.shape[:-2], self.heads * self.head_dim)
+        return self.o_proj(flat).astype(self.dtype)
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and gated MLP, each with a residual."""
+
+    def __init__(
+        self, config: Dia2Config, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        shape, epsilon = config.model.decoder, config.model.normalization_layer_epsilon
+        self.pre_norm = RMSNorm(shape.n_embd, epsilon=epsilon, param_dtype=param_dtype)
+        self.attn = DecoderAttention(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.post_norm = RMSNorm(shape.n_embd, epsilon=epsilon, param_dtype=param_dtype)
+        self.mlp = GatedMLP(
+            shape.n_embd,
+            shape.n_hidden,
+            config.model.linear.mlp_activations,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+        attended, keys_values = self.attn(self.pre_norm(x), positions)
+        x = x + attended
+        return x + self.mlp(self.post_norm(x)), keys_values
+
+    def step(
+        self,
+        x: Float[Array, "B D"],
+        position: Int[Array, " B"],
+        index: Int[Array, " B"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        attended, cache = self.attn.step(self.pre_norm(x), position, index, cache)
+        x = x + attended
+        return x + self.mlp(self.post_norm(x)), cache
+
+
+class Decoder(nnx.Module):
+    """Reads two text streams and C delayed codes a frame; predicts an action and codebook 0.
+
+    Tokens are ``[B, 2 + C, T]``: main text, second text, then the codebooks.
+    """
+
+    def __init__(
+        self,
+        config: Dia2Config,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        data, shape = config.data, config.model.decoder
+        self.config, self.dtype = config, dtype
+        self.audio_embeds = nnx.List(
+            [
+                Embedding(data.audio_vocab_size, shape.n_embd, param_dtype=param_dtype, rngs=rngs)
+                for _ in range(data.codebooks)
+            ]
+        )
+        self.text_embed = MultiStreamEmbedding(
+            data.text_vocab_size,
+            shape.n_embd,
+            data.text_pad_token_id,
+            low_rank=shape.low_rank_dim,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.layers = nnx.List(
+            [
+                DecoderLayer(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+                for _ in range(shape.n_layer)
+            ]
+        )
+        epsilon = config.model.normalization_layer_epsilon
+        self.norm = RMSNorm(shape.n_embd, epsilon=epsilon, param_dtype=param_dtype)
+        self.action_head = Linear(
+            shape.n_embd, data.action_vocab_size, param_dtype=param_dtype, rngs=rngs
+        )
+        self.cb0_head = Linear(
+            shape.n_embd, data.audio_vocab_size, param_dtype=param_dtype, rngs=rngs
+        )
+
+    def init_cache(self, batch: int, slots: int) -> tuple[KVCache, ...]:
+        """An empty cache of at least ``slots`` positions for every layer."""
+        shape = self.config.model.decoder
+        return tuple(
+            KVCache.empty(batch, shape.kv_heads, slots, shape.gqa_head_dim, self.dtype)
+            for _ in range(shape.n_layer)
+        )
+
+    def __call__(
+        self, tokens: Int[Array, "B C T"], positions: Int[Array, "B T"] | None = None
+    ) -> DecoderOutput:
+        """Teacher-forced forward of whole sequences from position 0."""
+        return self.prefill(tokens, None, positions)[0]
+
+    def prefill(
+        self,
+        tokens: Int[Array, "B C T"],
+        cache: tuple[KVCache, ...] | None,
+        positions: Int[Array, "B T"] | None = None,
+    ) -> tuple[DecoderOutput, tuple[KVCache, ...] | None]:
+        """The whole-sequence forward that also fills slots 0 to T - 1 of a cache."""
+        batch, _, steps = tokens.shape
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
+        x = self._embed(tokens.swapaxes(1, 2))
+        filled = []
+        for index, layer in enumerate(self.layers):
+            x, (keys, values) = layer(x, positions)
+            if cache is not None:
+                filled.append(cache[index].write_prefix(keys, values))
+        return self._heads(x), None if cache is None else tuple(filled)
+
+    def step(
+        self,
+        tokens: Int[Array, "B C"],
+        position: Int[Array, " B"],
+        index: Int[Array, " B"],
+        cache: tuple[KVCache, ...],
+    ) -> tuple[DecoderOutput, tuple[KVCache, ...]]:
+        """One frame a row.
+
+        Args:
+          tokens: main text, second text and codes of the previous frame.
+          position: rotary position of the row.
+          index: cache slot of the row; it runs ahead of ``position`` by one after a prefix that
+            was warmed up as upstream does.
+          cache: one entry a layer.
+        """
+        x = self._embed(tokens)
+        caches = []
+        for layer, entry in zip(self.layers, cache, strict=True):
+            x, entry = layer.step(x, position, index, entry)
+            caches.append(entry)
+        return self._heads(x), tuple(caches)
+
+    def _embed(self, tokens: Int[Array, "*B C"]) -> Float[Array, "*B D"]:
+        x = self.text_embed(tokens[..., 0], tokens[..., 1]).astype(self.dtype)
+        for index, table in enumerate(self.audio_embeds):
+            x = x + table(tokens[..., 2 + index])
+        return x.astype(self.dtype)
+
+    def _heads(self, x: Float[Array, "*B D"]) -> DecoderOutput:
+        hidden = self.norm(x)
+        return DecoderOutput(
+            hidden=hidden, action=self.action_head(hidden), cb0=self.cb0_head(hidden)
+        )

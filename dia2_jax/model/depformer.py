@@ -1,0 +1,275 @@
+"""The depth transformer: codebooks 1 to C - 1 of one frame, one stage after another.
+
+Stage s reads codebook s and predicts codebook s + 1. Its attention projections are those
+of weight set ``schedule[s]``; the MLP, the norms and the rest are shared by all stages.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx, struct
+from jax.typing import DTypeLike
+
+from dia2_jax.config import Dia2Config
+from dia2_jax.model.layers import GatedMLP, MultiStreamEmbedding
+from dia2_jax.nn.attention import attend
+from dia2_jax.nn.linear import Embedding, Linear
+from dia2_jax.nn.norm import RMSNorm
+from dia2_jax.nn.rope import inverse_frequencies, rotate
+from dia2_jax.typing import Array, Float, Int
+
+_SCALE = 1.0  # see decoder: queries and keys are normalised per head
+
+
+@struct.dataclass
+class DepthCache:
+    """Keys and values of the stages so far of one layer, ``[B, stages, K, H]``.
+
+    It grows with the stage inside one compiled frame and is empty again at the next.
+    """
+
+    keys: Float[Array, "B S K H"]
+    values: Float[Array, "B S K H"]
+
+
+def _per_set(
+    config: Dia2Config, in_features: int, out_features: int, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Dict:
+    """One Linear for every weight set the schedule names, keyed as in the published files."""
+    return nnx.Dict(
+        {
+            str(index): Linear(in_features, out_features, param_dtype=dtype, rngs=rngs)
+            for index in sorted(set(config.schedule))
+        }
+    )
+
+
+class DepformerAttention(nnx.Module):
+    """Multi-head attention over the stages of a frame, with scheduled projections."""
+
+    def __init__(
+        self, config: Dia2Config, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        model, shape = config.model, config.model.depformer
+        self.schedule, self.dtype = config.schedule, dtype
+        self.heads, self.head_dim = shape.gqa_query_heads, shape.gqa_head_dim
+        self.apply_rope = shape.apply_rope
+        self.min_timescale = model.rope_min_timescale
+        self.max_timescale = model.rope_max_timescale
+        inner = self.heads * self.head_dim
+        self.in_proj = _per_set(config, shape.n_embd, 3 * inner, param_dtype, rngs)
+        self.out_proj = _per_set(config, inner, shape.n_embd, param_dtype, rngs)
+        epsilon = model.normalization_layer_epsilon
+        self.q_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
+        self.k_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
+
+    def _heads(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], weight_set: int
+    ) -> tuple[Array, Array, Array]:
+        fused = self.in_proj[str(weight_set)](x)
+        split = fused.reshape(*x.shape[:-1], 3, self.heads, self.head_dim).astype(self.dtype)
+        query, keys, values = (split[..., part, :, :] for part in range(3))
+        query, keys = self.q_norm(query), self.k_norm(keys)
+        if self.apply_rope:
+            frequencies = inverse_frequencies(
+                self.head_dim, min_timescale=self.min_timescale, max_timescale=self.max_timescale
+            )
+            query = rotate(query, positions, frequencies)
+            keys = rotate(keys, positions, frequencies)
+        return query, keys, values
+
+    def step(
+        self, x: Float[Array, "B D"], stage: int, cache: DepthCache | None
+    ) -> tuple[Float[Array, "B D"], DepthCache]:
+        """Stage ``stage`` of a frame, attending to itself and the stages before."""
+        weight_set = self.schedule[stage]
+        positions = jnp.full((x.shape[0], 1), stage)
+        query, keys, values = self._heads(x[:, None], positions, weight_set)
+        if cache is not None:
+            keys = jnp.concatenate([cache.keys, keys], axis=1)
+            values = jnp.concatenate([cache.values, values], axis=1)
+        mask = jnp.ones((1, 1, stage + 1), bool)
+        out = attend(query, keys, values, mask, scale=_SCALE)
+        merged = self.out_proj[str(weight_set)](out.reshape(x.shape[0], -1))
+        return merged.astype(self.dtype), DepthCache(keys=keys, values=values)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """All stages at once, T of them, each under its own weight set."""
+        batch, stages, _ = x.shape
+        groups = _stages_by_set(self.schedule)
+
+        def scatter(parts: list[Array]) -> Array:
+            order = jnp.argsort(jnp.concatenate([jnp.array(group) for group in groups.values()]))
+            return jnp.concatenate(parts, axis=1)[:, order]
+
+        heads = [
+            self._heads(x[:, jnp.array(group)], jnp.broadcast_to(jnp.array(group), (batch, len(group))), index)
+            for index, group in groups.items()
+        ]  # fmt: skip
+        query, keys, values = (scatter([part[i] for part in heads]) for i in range(3))
+        mask = jnp.tril(jnp.ones((1, stages, stages), bool))
+        out = attend(query, keys, values, mask, scale=_SCALE).reshape(batch, stages, -1)
+        merged = [
+            self.out_proj[str(index)](out[:, jnp.array(group)]) for index, group in groups.items()
+        ]
+        return scatter(merged).astype(self.dtype)
+
+
+def _stages_by_set(schedule: tuple[int, ...]) -> dict[int, list[int]]:
+    groups: dict[int, list[int]] = {}
+    for stage, index in enumerate(schedule):
+        groups.setdefault(index, []).append(stage)
+    return groups
+
+
+class DepformerLayer(nnx.Module):
+    """Pre-norm attention and gated MLP, each with a residual."""
+
+    def __init__(
+        self, config: Dia2Config, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        shape, epsilon = config.model.depformer, config.model.normalization_layer_epsilon
+        self.pre_norm = RMSNorm(shape.n_embd, epsilon=epsilon, param_dtype=param_dtype)
+        self.self_attention = DepformerAttention(
+            config, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.post_norm = RMSNorm(shape.n_embd, epsilon=epsilon, param_dtype=param_dtype)
+        self.mlp = GatedMLP(
+            shape.n_embd,
+            shape.n_hidden,
+            shape.mlp_activations,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def step(
+        self, x: Float[Array, "B D"], stage: int, cache: DepthCache | None
+    ) -> tuple[Float[Array, "B D"], DepthCache]:
+        attended, cache = self.self_attention.step(self.pre_norm(x), stage, cache)
+        x = x + attended
+        return x + self.mlp(self.post_norm(x)), cache
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        x = x + self.self_attention(self.pre_norm(x))
+        return x + self.mlp(self.post_norm(x))
+
+
+class Depformer(nnx.Module):
+    """Predicts codebooks 1 to C - 1 of a frame from the decoder's state and codebook 0."""
+
+    def __init__(
+        self,
+        config: Dia2Config,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        data, shape = config.data, config.model.depformer
+        self.config, self.dtype = config, dtype
+        self.stages = data.codebooks - 1
+        self.vocabulary = data.depth_vocab_size
+        self.audio_embeds = nnx.List(
+            [
+                Embedding(data.audio_vocab_size, shape.n_embd, param_dtype=param_dtype, rngs=rngs)
+                for _ in range(self.stages)
+            ]
+        )
+        if shape.text_embedding:
+            self.text_embed: MultiStreamEmbedding | None = MultiStreamEmbedding(
+                data.text_vocab_size,
+                shape.n_embd,
+                data.text_pad_token_id,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+        else:
+            self.text_embed = None
+        self.depformer_in = _per_set(
+            config, config.model.decoder.n_embd, shape.n_embd, param_dtype, rngs
+        )
+        self.layers = nnx.List(
+            [
+                DepformerLayer(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+                for _ in range(shape.n_layer)
+            ]
+        )
+        epsilon = config.model.normalization_layer_epsilon
+        self.norm = RMSNorm(shape.n_embd, epsilon=epsilon, param_dtype=param_dtype)
+        self.logits = nnx.List(
+            [
+                Linear(shape.n_embd, data.audio_vocab_size, param_dtype=param_dtype, rngs=rngs)
+                for _ in range(self.stages)
+            ]
+        )
+
+    def init_cache(self) -> tuple[DepthCache | None, ...]:
+        """The cache of a frame before its first stage."""
+        return (None,) * len(self.layers)
+
+    def step(
+        self,
+        stage: int,
+        previous: Int[Array, " B"],
+        hidden: Float[Array, "B D"],
+        text: tuple[Int[Array, " B"], Int[Array, " B"]],
+        cache: tuple[DepthCache | None, ...],
+    ) -> tuple[Float[Array, "B V"], tuple[DepthCache | None, ...]]:
+        """One stage of one frame.
+
+        Args:
+          stage: static, 0 to C - 2.
+          previous: code of codebook ``stage`` (that of codebook 0 at stage 0).
+          hidden: decoder state of the frame.
+          text: main and second text token of the frame; both guidance rows get those of the
+            conditional row. Read at stage 0 only, and only with a text embedding.
+          cache: the stages before, from :meth:`init_cache` at stage 0.
+
+        Returns:
+          float32 logits ``[B, min(pad, bos)]`` over codebook ``stage + 1``, and the cache.
+        """
+        embedded = self.audio_embeds[stage](previous).astype(self.dtype)
+        if stage == 0 and self.text_embed is not None:
+            embedded = embedded + self.text_embed(*text).astype(self.dtype)
+        x = self.depformer_in[str(self.config.schedule[stage])](hidden).astype(self.dtype)
+        x = x + embedded
+        caches: list[DepthCache | None] = []
+        for layer, entry in zip(self.layers, cache, strict=True):
+            x, new = layer.step(x, stage, entry)
+            caches.append(new)
+        logits = self.logits[stage](self.norm(x))
+        return logits[:, : self.vocabulary], tuple(caches)
+
+    def __call__(
+        self,
+        previous: Int[Array, "B T"],
+        hidden: Float[Array, "B D"],
+        text: tuple[Int[Array, " B"], Int[Array, " B"]],
+    ) -> Float[Array, "B T V"]:
+        """All stages of many frames at once, teacher-forced.
+
+        Args:
+          previous: codes of codebooks 0 to C - 2 of B frames (rows and frames flattened).
+          hidden: decoder state of each frame.
+          text: main and second text token of each frame.
+
+        Returns:
+          float32 logits ``[B, C - 1, min(pad, bos)]`` over codebooks 1 to C - 1.
+        """
+        columns = []
+        projected = {
+            index: self.depformer_in[str(index)](hidden).astype(self.dtype)
+            for index in set(self.config.schedule)
+        }
+        for stage, index in enumerate(self.config.schedule):
+            embedded = self.audio_embeds[stage](previous[:, stage]).astype(self.dtype)
+            if stage == 0 and self.text_embed is not None:
+                embedded = embedded + self.text_embed(*text).astype(self.dtype)
+            columns.append(projected[index] + embedded)
+        x = jnp.stack(columns, axis=1)
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        logits = [head(x[:, stage]) for stage, head in enumerate(self.logits)]
+        return jnp.stack(logits, axis=1)[..., : self.vocabulary]

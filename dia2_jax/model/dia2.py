@@ -1,0 +1,33 @@
+"""The whole Dia2 network, with the published names of its two halves."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from dia2_jax.config import Dia2Config
+from dia2_jax.model.decoder import Decoder
+from dia2_jax.model.depformer import Depformer
+
+
+class Dia2Model(nnx.Module):
+    """Decoder (``transformer``) and depformer.
+
+    Args:
+      config: shapes.
+      dtype: compute dtype of activations and caches; logits are float32 in any case.
+      param_dtype: dtype in which weights are held.
+    """
+
+    def __init__(
+        self,
+        config: Dia2Config,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config = config
+        self.transformer = Decoder(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.depformer = Depformer(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

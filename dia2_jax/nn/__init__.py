@@ -1,0 +1,1 @@
+"""Blocks that know neither Dia2 nor Mimi."""
