@@ -52,7 +52,7 @@ def read_audio(
 
     Raises:
       AudioError: the file is missing, empty, not audio, damaged, or holds NaN or infinity. A WAV
-        cut off in its data is not detected: it reads as the shorter recording that it is.
+        or MP3 that was cut off is not detected: it reads as the shorter recording that it is.
     """
     path = Path(path)
     _check_rate(sample_rate, "sample_rate")
@@ -61,27 +61,20 @@ def read_audio(
         raise AudioError(f"{path}: {what}; give the path of a WAV, FLAC, OGG or MP3 file")
     try:
         with soundfile.SoundFile(path) as file:
-            rate, promised = file.samplerate, file.frames
+            rate = file.samplerate
             channels = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         if path.stat().st_size == 0:
             raise AudioError(
                 f"{path}: the file is empty (0 bytes); record or copy it again"
             ) from None
-        reason = str(getattr(error, "error_string", error)).rstrip(". ")
+        reason = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(". ")
         raise AudioError(
-            f"{path}: cannot be read as audio ({reason}); if it is audio of another format, "
-            f"convert it first: ffmpeg -i {path.name!r} -ac 1 -ar {sample_rate} speech.wav"
+            f"{path}: cannot be read as audio ({reason}); it is damaged or of another format: copy "
+            f"it again, or convert it with ffmpeg -i {path.name!r} -ac 1 -ar {sample_rate} new.wav"
         ) from None
     if len(channels) == 0:
         raise AudioError(f"{path}: holds no samples; record or export it again")
-    if path.suffix.lower() == ".flac" and len(channels) < promised:
-        # libsndfile stops at a damaged frame without an error. Other compressed formats only
-        # estimate their length, so the comparison means nothing there.
-        raise AudioError(
-            f"{path}: damaged after {len(channels) / rate:.2f} s of {promised / rate:.2f} s; "
-            "copy or export it again"
-        )
     _check_finite(channels, str(path))
     mono = channels.mean(axis=1, dtype=np.float32)
     return resample(mono, rate, sample_rate)

@@ -110,7 +110,7 @@ def test_damaged_flac(tmp_path: Path) -> None:
     soundfile.write(path, noise, RATE)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "a.flac" in message(path)
+    assert "lost sync); it is damaged or of another format: copy it again" in message(path)
 
 
 def test_non_finite_file(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""The YAML files of configs/: valid, and of the sizes that their headers claim."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import yaml
+from flax import nnx
+
+from dia2_jax.config import Dia2Config, load_dia2_config, load_mimi_config
+from dia2_jax.model.dia2 import Dia2Model
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def raw(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    return content
+
+
+def header(name: str) -> str:
+    lines = (CONFIGS / f"{name}.yaml").read_text().splitlines()
+    return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+
+
+def sizes(config: Dia2Config) -> list[int]:
+    """Element count of every weight tensor, without making any."""
+    model = nnx.eval_shape(lambda: Dia2Model(config, rngs=nnx.Rngs(0)))
+    return [leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+
+
+def cache_bytes(config: Dia2Config) -> int:
+    """Float32 keys and values of both guidance rows at full context."""
+    decoder = config.model.decoder
+    slots = 2 * config.runtime.max_context_steps * decoder.n_layer
+    return 2 * 4 * slots * decoder.kv_heads * decoder.gqa_head_dim
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "parameters", "weight_sets"),
+    # The first two rows are the published checkpoints'.
+    [
+        ("dia2_1b", 440, 1_076_244_736, 3),
+        ("dia2_2b", 450, 1_919_556_608, 5),
+        ("tiny", 79, 106_232, 3),
+    ],
+)
+def test_dia2_has_the_published_size_and_says_so(
+    name: str, tensors: int, parameters: int, weight_sets: int
+) -> None:
+    config = load_dia2_config(raw(name))
+    counted = sizes(config)
+    assert (len(counted), sum(counted)) == (tensors, parameters)
+    assert set(config.schedule) == set(range(weight_sets))
+    text = header(name)
+    assert f"{parameters:,} in {tensors} tensors" in text
+    if name != "tiny":
+        assert f"weights {parameters * 4 / 1e9:.2f} GB in float32" in text
+        assert f"{parameters * 2 / 1e9:.2f} GB in bfloat16" in text
+        assert f"{cache_bytes(config) / 1e6:.0f} MB in float32" in text
+
+
+@pytest.mark.parametrize(("codec", "speaker"), [("mimi", "dia2_2b"), ("mimi_tiny", "tiny")])
+def test_codec_and_model_fit_together(codec: str, speaker: str) -> None:
+    mimi, dia2 = load_mimi_config(raw(codec)), load_dia2_config(raw(speaker))
+    assert mimi.frames_per_second == 12.5
+    assert mimi.num_quantizers == dia2.data.codebooks
+    assert mimi.codebook_size == dia2.data.depth_vocab_size
+
+
+def test_tiny_turns_the_branches_on() -> None:
+    config = load_dia2_config(raw("tiny"))
+    assert config.model.decoder.low_rank_dim is not None
+    assert config.model.depformer.text_embedding
+    assert len(set(config.data.delay_pattern)) > 2
+    assert len(config.schedule) > len(set(config.schedule))
+    assert config.model.decoder.gqa_query_heads > config.model.decoder.kv_heads
+
+
+def test_every_config_is_tested_and_says_what_it_is() -> None:
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert {"dia2_1b", "dia2_2b", "tiny", "mimi", "mimi_tiny"} <= names
+    for name in names:
+        assert (CONFIGS / f"{name}.yaml").read_text().startswith("# "), name
