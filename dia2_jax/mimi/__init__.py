@@ -1,0 +1,1 @@
+"""Kyutai's Mimi codec: waveform to codes and back, whole and streaming."""
