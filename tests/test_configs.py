@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from flax import nnx
 
 from dia2_jax.config import Dia2Config, load_dia2_config, load_mimi_config
+from dia2_jax.mimi.codec import Mimi
 from dia2_jax.model.dia2 import Dia2Model
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -26,10 +28,9 @@ def header(name: str) -> str:
     return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
 
 
-def sizes(config: Dia2Config) -> list[int]:
+def sizes(make: Callable[[], nnx.Module], kind: type[nnx.Variable] = nnx.Variable) -> list[int]:
     """Element count of every weight tensor, without making any."""
-    model = nnx.eval_shape(lambda: Dia2Model(config, rngs=nnx.Rngs(0)))
-    return [leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    return [leaf.size for leaf in jax.tree.leaves(nnx.state(nnx.eval_shape(make), kind))]
 
 
 def cache_bytes(config: Dia2Config) -> int:
@@ -52,7 +53,7 @@ def test_dia2_has_the_published_size_and_says_so(
     name: str, tensors: int, parameters: int, weight_sets: int
 ) -> None:
     config = load_dia2_config(raw(name))
-    counted = sizes(config)
+    counted = sizes(lambda: Dia2Model(config, rngs=nnx.Rngs(0)))
     assert (len(counted), sum(counted)) == (tensors, parameters)
     assert set(config.schedule) == set(range(weight_sets))
     text = header(name)
@@ -61,6 +62,22 @@ def test_dia2_has_the_published_size_and_says_so(
         assert f"weights {parameters * 4 / 1e9:.2f} GB in float32" in text
         assert f"{parameters * 2 / 1e9:.2f} GB in bfloat16" in text
         assert f"{cache_bytes(config) / 1e6:.0f} MB in float32" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "values", "trained"),
+    # The first row is what a MimiModel of transformers with the published config holds.
+    [("mimi", 350, 96_151_393, 79_308_609), ("mimi_tiny", 134, 435_793, 427_081)],
+)
+def test_mimi_has_the_published_size_and_says_so(
+    name: str, tensors: int, values: int, trained: int
+) -> None:
+    config = load_mimi_config(raw(name))
+    counted = sizes(lambda: Mimi(config, rngs=nnx.Rngs(0)))
+    assert (len(counted), sum(counted)) == (tensors, values)
+    assert sum(sizes(lambda: Mimi(config, rngs=nnx.Rngs(0)), nnx.Param)) == trained
+    assert f"{values:,} values in {tensors} tensors" in header(name)
+    assert f"weights {values * 4 / 1e6:.0f} MB in" in header(name)
 
 
 @pytest.mark.parametrize(("codec", "speaker"), [("mimi", "dia2_2b"), ("mimi_tiny", "tiny")])
