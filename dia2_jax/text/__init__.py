@@ -1,1 +1,1 @@
-"""Everything that is known about text before a network runs: tokens, scripts, timing, the machine."""
+"""What is known about text before a network runs: tokens, scripts, timing, the machine."""

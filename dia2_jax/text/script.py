@@ -28,7 +28,7 @@ _NORMALIZE = {
     ord(":"): " ",
     0xFEFF: " ",  # a byte order mark would hide the speaker tag behind it
     # Half of a UTF-16 pair cannot be encoded as UTF-8, which the tokenizer insists on.
-    **{code: "\ufffd" for code in range(0xD800, 0xE000)},
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
 }
 
 
