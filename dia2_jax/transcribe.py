@@ -41,7 +41,7 @@ def load_recognizer(model: str | os.PathLike[str] = "base") -> Any:
             'with: pip install "dia2-jax[transcribe]" - or give the transcript yourself'
         ) from error
     try:
-        return WhisperModel(os.fspath(model), device="auto", compute_type="default")
+        return WhisperModel(os.fspath(model), device="auto", compute_type="auto")
     except Exception as error:  # the libraries below raise a dozen unrelated types here
         raise HubError(
             f"speech recognition model {os.fspath(model)!r} cannot be loaded "
