@@ -281,7 +281,7 @@ class Dia2Config:
     model: ModelConfig
     runtime: RuntimeConfig
     assets: AssetsConfig | None = None
-    bookkeeping: dict[str, Any] = dataclasses.field(default_factory=dict)
+    bookkeeping: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         schedule, stages = self.schedule, self.data.codebooks - 1
@@ -348,7 +348,7 @@ class MimiConfig:
     normalize: Literal[False] = False
     rope_theta: float = 10_000.0
     frame_rate: float | None = None
-    bookkeeping: dict[str, Any] = dataclasses.field(default_factory=dict)
+    bookkeeping: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _require_positive(

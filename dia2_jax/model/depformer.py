@@ -6,8 +6,11 @@ of weight set ``schedule[s]``; the MLP, the norms and the rest are shared by all
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 from flax import nnx, struct
+from jax import lax
 from jax.typing import DTypeLike
 
 from dia2_jax.config import Dia2Config
@@ -23,13 +26,37 @@ _SCALE = 1.0  # see decoder: queries and keys are normalised per head
 
 @struct.dataclass
 class DepthCache:
-    """Keys and values of the stages so far of one layer, ``[B, stages, K, H]``.
+    """Keys and values of one layer over the stages of the current frame.
 
-    It grows with the stage inside one compiled frame and is empty again at the next.
+    Nothing survives a frame: a stage attends to itself and the stages before, all of which were
+    written in the same frame.
     """
 
     keys: Float[Array, "B S K H"]
     values: Float[Array, "B S K H"]
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """Consecutive stages ``start`` to ``stop - 1`` that share weight set ``weight_set``."""
+
+    weight_set: int
+    start: int
+    stop: int
+
+
+def stage_runs(schedule: tuple[int, ...]) -> tuple[StageRun, ...]:
+    """The schedule as runs of equal weight sets, in order.
+
+    A compiled frame loops inside a run, so its size grows with the runs and not with the stages.
+    """
+    runs: list[StageRun] = []
+    for stage, index in enumerate(schedule):
+        if runs and runs[-1].weight_set == index:
+            runs[-1] = StageRun(index, runs[-1].start, stage + 1)
+        else:
+            runs.append(StageRun(index, stage, stage + 1))
+    return tuple(runs)
 
 
 def _per_set(
@@ -79,19 +106,19 @@ class DepformerAttention(nnx.Module):
         return query, keys, values
 
     def step(
-        self, x: Float[Array, "B D"], stage: int, cache: DepthCache | None
+        self, x: Float[Array, "B D"], stage: Int[Array, ""], weight_set: int, cache: DepthCache
     ) -> tuple[Float[Array, "B D"], DepthCache]:
         """Stage ``stage`` of a frame, attending to itself and the stages before."""
-        weight_set = self.schedule[stage]
-        positions = jnp.full((x.shape[0], 1), stage)
+        positions = jnp.broadcast_to(stage, (x.shape[0], 1))
         query, keys, values = self._heads(x[:, None], positions, weight_set)
-        if cache is not None:
-            keys = jnp.concatenate([cache.keys, keys], axis=1)
-            values = jnp.concatenate([cache.values, values], axis=1)
-        mask = jnp.ones((1, 1, stage + 1), bool)
-        out = attend(query, keys, values, mask, scale=_SCALE)
+        cache = DepthCache(
+            keys=lax.dynamic_update_slice_in_dim(cache.keys, keys, stage, axis=1),
+            values=lax.dynamic_update_slice_in_dim(cache.values, values, stage, axis=1),
+        )
+        mask = (jnp.arange(cache.keys.shape[1]) <= stage)[None, None]
+        out = attend(query, cache.keys, cache.values, mask, scale=_SCALE)
         merged = self.out_proj[str(weight_set)](out.reshape(x.shape[0], -1))
-        return merged.astype(self.dtype), DepthCache(keys=keys, values=values)
+        return merged.astype(self.dtype), cache
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """All stages at once, T of them, each under its own weight set."""
@@ -144,9 +171,9 @@ class DepformerLayer(nnx.Module):
         )
 
     def step(
-        self, x: Float[Array, "B D"], stage: int, cache: DepthCache | None
+        self, x: Float[Array, "B D"], stage: Int[Array, ""], weight_set: int, cache: DepthCache
     ) -> tuple[Float[Array, "B D"], DepthCache]:
-        attended, cache = self.self_attention.step(self.pre_norm(x), stage, cache)
+        attended, cache = self.self_attention.step(self.pre_norm(x), stage, weight_set, cache)
         x = x + attended
         return x + self.mlp(self.post_norm(x)), cache
 
@@ -204,41 +231,59 @@ class Depformer(nnx.Module):
             ]
         )
 
-    def init_cache(self) -> tuple[DepthCache | None, ...]:
+    def init_cache(self, batch: int) -> tuple[DepthCache, ...]:
         """The cache of a frame before its first stage."""
-        return (None,) * len(self.layers)
+        shape = self.config.model.depformer
+        empty = jnp.zeros((batch, self.stages, shape.kv_heads, shape.gqa_head_dim), self.dtype)
+        return tuple(DepthCache(keys=empty, values=empty) for _ in self.layers)
+
+    def condition(self, hidden: Float[Array, "B D"], weight_set: int) -> Float[Array, "B D"]:
+        """The decoder's state as the stages of one weight set read it."""
+        return self.depformer_in[str(weight_set)](hidden).astype(self.dtype)
+
+    def text(self, main: Int[Array, " B"], second: Int[Array, " B"]) -> Float[Array, "B D"] | None:
+        """What stage 0 reads of the frame's text tokens, if the model has a text embedding.
+
+        Both guidance rows are given the tokens of the conditional row.
+        """
+        if self.text_embed is None:
+            return None
+        return self.text_embed(main, second).astype(self.dtype)
 
     def step(
         self,
-        stage: int,
+        stage: int | Int[Array, ""],
+        weight_set: int,
         previous: Int[Array, " B"],
-        hidden: Float[Array, "B D"],
-        text: tuple[Int[Array, " B"], Int[Array, " B"]],
-        cache: tuple[DepthCache | None, ...],
-    ) -> tuple[Float[Array, "B V"], tuple[DepthCache | None, ...]]:
+        condition: Float[Array, "B D"],
+        text: Float[Array, "B D"] | None,
+        cache: tuple[DepthCache, ...],
+    ) -> tuple[Float[Array, "B V"], tuple[DepthCache, ...]]:
         """One stage of one frame.
 
         Args:
-          stage: static, 0 to C - 2.
-          previous: code of codebook ``stage`` (that of codebook 0 at stage 0).
-          hidden: decoder state of the frame.
-          text: main and second text token of the frame; both guidance rows get those of the
-            conditional row. Read at stage 0 only, and only with a text embedding.
-          cache: the stages before, from :meth:`init_cache` at stage 0.
+          stage: 0 to C - 2, may be traced inside a run of :func:`stage_runs`.
+          weight_set: ``schedule[stage]``, static.
+          previous: code of codebook ``stage``.
+          condition: :meth:`condition` of the frame under ``weight_set``.
+          text: :meth:`text` of the frame.
+          cache: the stages before; :meth:`init_cache` at stage 0.
 
         Returns:
           float32 logits ``[B, min(pad, bos)]`` over codebook ``stage + 1``, and the cache.
         """
-        embedded = self.audio_embeds[stage](previous).astype(self.dtype)
-        if stage == 0 and self.text_embed is not None:
-            embedded = embedded + self.text_embed(*text).astype(self.dtype)
-        x = self.depformer_in[str(self.config.schedule[stage])](hidden).astype(self.dtype)
-        x = x + embedded
-        caches: list[DepthCache | None] = []
+        stage = jnp.asarray(stage)
+        # A switch over separate tables reads one of them; indexing a stacked one would copy it.
+        embedded = lax.switch(stage, [table for table in self.audio_embeds], previous)
+        embedded = embedded.astype(self.dtype)
+        if text is not None:
+            embedded = embedded + jnp.where(stage == 0, text, 0)
+        x = condition + embedded
+        caches = []
         for layer, entry in zip(self.layers, cache, strict=True):
-            x, new = layer.step(x, stage, entry)
-            caches.append(new)
-        logits = self.logits[stage](self.norm(x))
+            x, entry = layer.step(x, stage, weight_set, entry)
+            caches.append(entry)
+        logits = lax.switch(stage, [head for head in self.logits], self.norm(x))
         return logits[:, : self.vocabulary], tuple(caches)
 
     def __call__(
@@ -258,14 +303,12 @@ class Depformer(nnx.Module):
           float32 logits ``[B, C - 1, min(pad, bos)]`` over codebooks 1 to C - 1.
         """
         columns = []
-        projected = {
-            index: self.depformer_in[str(index)](hidden).astype(self.dtype)
-            for index in set(self.config.schedule)
-        }
+        projected = {index: self.condition(hidden, index) for index in set(self.config.schedule)}
         for stage, index in enumerate(self.config.schedule):
             embedded = self.audio_embeds[stage](previous[:, stage]).astype(self.dtype)
-            if stage == 0 and self.text_embed is not None:
-                embedded = embedded + self.text_embed(*text).astype(self.dtype)
+            spelled = self.text(*text)
+            if stage == 0 and spelled is not None:
+                embedded = embedded + spelled
             columns.append(projected[index] + embedded)
         x = jnp.stack(columns, axis=1)
         for layer in self.layers:

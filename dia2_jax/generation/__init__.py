@@ -1,0 +1,1 @@
+"""Generation: one compiled frame step, and the drivers that call it."""

@@ -1,0 +1,72 @@
+"""What a caller may choose about a generation, with upstream's names for settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dia2_jax.errors import ConfigError
+
+#: Frames without a word after which the machine starts the next one. Upstream hard-codes 6, and
+#: the same number of frames is generated after the end of the text.
+MAX_PADDING = 6
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How one kind of token is drawn.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the most likely token.
+      top_k: only this many of the most likely tokens can be drawn; 0 for all.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 50
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"temperature: must be finite and >= 0, got {self.temperature}")
+        if isinstance(self.top_k, bool) or int(self.top_k) != self.top_k or self.top_k < 0:
+            raise ConfigError(f"top_k: must be a whole number >= 0 (0 for all), got {self.top_k}")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Settings of a generation or a session.
+
+    Attributes:
+      text: how actions (start a word / pad) are drawn.
+      audio: how codes are drawn.
+      cfg_scale: classifier-free guidance; 1.0 turns it off. Upstream's demo offers 1 to 8.
+      cfg_filter_k: guidance keeps this many candidates, by guided logits; the survivors are drawn
+        by their conditional logits. 0 keeps all, which turns guidance off in effect.
+      initial_padding: frames before the first word may start.
+      include_prefix: keep the prefix's own audio at the start of the output.
+      prefix_plan: ``"exact"`` takes every prefix word inside the prefix, once; ``"upstream"``
+        reproduces upstream's warm-up, whose dropped starts leave the last words of a dense prefix
+        to be spoken again.
+    """
+
+    text: SamplingConfig = field(default_factory=lambda: SamplingConfig(0.6, 50))
+    audio: SamplingConfig = field(default_factory=lambda: SamplingConfig(0.8, 50))
+    cfg_scale: float = 2.0
+    cfg_filter_k: int = 50
+    initial_padding: int = 2
+    include_prefix: bool = False
+    prefix_plan: Literal["exact", "upstream"] = "exact"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.cfg_scale) and self.cfg_scale > 0):
+            raise ConfigError(
+                f"cfg_scale: must be finite and > 0 (1.0 for no guidance), got {self.cfg_scale}"
+            )
+        for name in ("cfg_filter_k", "initial_padding"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or int(value) != value or value < 0:
+                raise ConfigError(f"{name}: must be a whole number >= 0, got {value}")
+        if self.prefix_plan not in ("exact", "upstream"):
+            raise ConfigError(
+                f"prefix_plan: must be 'exact' or 'upstream', got {self.prefix_plan!r}"
+            )

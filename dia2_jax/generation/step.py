@@ -1,0 +1,367 @@
+"""One frame of B independent sessions, as one pure function on a state pytree.
+
+``frame_step`` serves every driver: the batch of scripts, the stream, replay against
+recorded picks. A frame is: decoder, guidance filter, action draw, word machine,
+codebook 0, then the depformer's draws. Nothing is read back to the host inside.
+
+Inside the network a row is two rows, conditional and unconditional (the first B rows
+and the last B rows of every cache), unless no row of the batch is guided.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+from jax import lax
+
+from dia2_jax.config import Dia2Config
+from dia2_jax.generation import machine as word_machine
+from dia2_jax.generation.machine import MachineState, TextQueue
+from dia2_jax.generation.sampling import MASKED_LOGIT, RowSettings, draw, guide
+from dia2_jax.generation.settings import MAX_PADDING
+from dia2_jax.model.depformer import StageRun, stage_runs
+from dia2_jax.model.dia2 import Dia2Model
+from dia2_jax.nn.attention import KVCache
+from dia2_jax.text.tokenizer import TokenIds
+from dia2_jax.typing import Array, Bool, Float, Int
+
+
+@struct.dataclass
+class GenerationState:
+    """Everything that a frame changes.
+
+    Attributes:
+      cache: decoder cache of every layer; conditional rows, then unconditional ones if guided.
+      machine: word machine of every row, each field ``[B]``.
+      frame: ``[B]`` step t that the row computes next.
+      slot_offset: ``[B]`` cache slot minus position: 1 after an upstream warm-up, else 0.
+      text: ``[B, 2]`` main and second token that step t reads.
+      codes: ``[B, C]`` column t of the delayed grid.
+      keys: ``[B]`` random keys, one a seed.
+      done: ``[B]`` no frame will follow.
+    """
+
+    cache: tuple[KVCache, ...]
+    machine: MachineState
+    frame: Int[Array, " B"]
+    slot_offset: Int[Array, " B"]
+    text: Int[Array, "B 2"]
+    codes: Int[Array, "B C"]
+    keys: Array
+    done: Bool[Array, " B"]
+
+
+@struct.dataclass
+class FrameTrace:
+    """What a frame's draws were made from, for parity checks.
+
+    Attributes:
+      hidden: ``[R, D]`` decoder state of all network rows.
+      action, cb0: ``[R, V]`` decoder logits of all network rows.
+      draws: logits after guidance and masking of every draw in order (action, codebook 0, then
+        codebooks 1 to C - 1), each ``[B, V]``.
+      picks: ``[B, 1 + C]`` what was drawn, or replayed.
+      tokens: ``[R, 2 + C]`` what the decoder read.
+    """
+
+    hidden: Float[Array, "R D"]
+    action: Float[Array, "R A"]
+    cb0: Float[Array, "R V"]
+    draws: tuple[Float[Array, "B V"], ...]
+    picks: Int[Array, "B P"]
+    tokens: Int[Array, "R C"]
+
+
+@struct.dataclass
+class FrameOutput:
+    """What the host needs to know of a frame, one entry a row.
+
+    Attributes:
+      advanced: the row computed a frame; where False everything else repeats the past.
+      frame: the step t that was computed.
+      codes: ``[B, C]`` column t + 1 of the delayed grid.
+      word: index of the word that was started, or -1.
+      ended: the text had run out by this step.
+      done: no frame will follow.
+      truncated: done because the context ended before the speech did.
+      ready: the next frame can be computed from the text received so far.
+      finite: every logit was finite.
+    """
+
+    advanced: Bool[Array, " B"]
+    frame: Int[Array, " B"]
+    codes: Int[Array, "B C"]
+    word: Int[Array, " B"]
+    ended: Bool[Array, " B"]
+    done: Bool[Array, " B"]
+    truncated: Bool[Array, " B"]
+    ready: Bool[Array, " B"]
+    finite: Bool[Array, " B"]
+
+
+@struct.dataclass
+class StepOptions:
+    """Static choices of a compiled step.
+
+    Attributes:
+      ids: special token ids.
+      guided: some row has guidance, so the network computes both guidance rows.
+      bound: ranks sorted by the draws (``sampling.rank_bound``).
+      trace: also return a :class:`FrameTrace`.
+    """
+
+    ids: TokenIds = struct.field(pytree_node=False)
+    guided: bool = struct.field(pytree_node=False)
+    bound: int = struct.field(pytree_node=False)
+    trace: bool = struct.field(pytree_node=False, default=False)
+
+
+def ready_rows(machine: MachineState, queue: TextQueue, ahead: int) -> Bool[Array, " B"]:
+    """Whether each row's next frame cannot depend on text it has not received."""
+    return jax.vmap(functools.partial(word_machine.ready, ahead=ahead))(machine, queue)
+
+
+def decoder_tokens(
+    state: GenerationState, config: Dia2Config, options: StepOptions
+) -> Int[Array, "R C"]:
+    """What the decoder reads at each row's step: codebooks inside their delay read bos."""
+    data = config.data
+    delays = jnp.asarray(data.delay_pattern)
+    # A codebook without delay has no code yet at step 0 and reads bos there, too.
+    started = (delays <= state.frame[:, None]) & (state.frame[:, None] > 0)
+    audio = jnp.where(started, state.codes, data.audio_bos)
+    conditional = jnp.concatenate([state.text, audio], axis=-1)
+    if not options.guided:
+        return conditional
+    blank = jnp.asarray([options.ids.zero, options.ids.pad])
+    blank = jnp.broadcast_to(blank, state.text.shape)
+    unconditional = jnp.concatenate([blank, audio], axis=-1)
+    return jnp.concatenate([conditional, unconditional])
+
+
+def frame_step(
+    model: Dia2Model,
+    state: GenerationState,
+    queue: TextQueue,
+    settings: RowSettings,
+    options: StepOptions,
+    picks: Int[Array, "B P"] | None = None,
+) -> tuple[GenerationState, FrameOutput, FrameTrace | None]:
+    """Computes one frame of every row that is ready and not done; the others stay as they are.
+
+    Args:
+      model: the network.
+      state: see :class:`GenerationState`.
+      queue: text received so far, every field with a leading B.
+      settings: sampling settings of every row.
+      options: static choices.
+      picks: ``[B, 1 + C]`` replaces the draws (replay); the logits are computed all the same.
+
+    Returns:
+      The next state, what happened, and the trace if ``options.trace``.
+    """
+    config, data = model.config, model.config.data
+    ahead, batch = data.second_stream_ahead, state.frame.shape[0]
+    active = ready_rows(state.machine, queue, ahead) & ~state.done
+    doubled = functools.partial(jnp.tile, reps=2 if options.guided else 1)
+
+    tokens = decoder_tokens(state, config, options)
+    position = doubled(state.frame)
+    slot = position + doubled(state.slot_offset)
+    out, cache = model.transformer.step(tokens, position, slot, state.cache)
+
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.frame)
+
+    def choose(
+        index: int | Array, logits: Array, temperature: Array, top_k: Array, *, masked: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Draw ``index`` of the frame: (pick, logits it was drawn from, all logits finite)."""
+        finite = jnp.isfinite(logits).reshape(-1, batch, logits.shape[-1]).all((0, 2))
+        chosen = logits[:batch]
+        if options.guided:
+            chosen = guide(
+                chosen, logits[batch:], settings.cfg_scale, settings.cfg_filter_k, options.bound
+            )
+        if masked:
+            chosen = chosen.at[:, jnp.asarray([data.audio_pad, data.audio_bos])].set(MASKED_LOGIT)
+        if picks is None:
+            own = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+            pick = draw(chosen, temperature, top_k, own, options.bound)
+        else:
+            pick = picks[:, index]
+        return pick, chosen, finite
+
+    action, action_logits, action_finite = choose(
+        0, out.action, settings.text_temperature, settings.text_top_k
+    )
+    process = functools.partial(
+        word_machine.process, ids=options.ids, ahead=ahead, max_padding=MAX_PADDING
+    )
+    machine, spoken = jax.vmap(process)(state.machine, queue, state.frame, action)
+    audio = (settings.audio_temperature, settings.audio_top_k)
+    code, cb0_logits, cb0_finite = choose(1, out.cb0, *audio, masked=True)
+    finite = action_finite & cb0_finite
+
+    # The depformer: a loop inside each run of stages with one weight set.
+    text = model.depformer.text(doubled(spoken.main), doubled(spoken.second))
+    depth = model.depformer.init_cache(tokens.shape[0])
+    codes, draws = [code[None]], []
+    for run in stage_runs(config.schedule):
+        condition = model.depformer.condition(out.hidden, run.weight_set)
+
+        def stage_step(
+            carry: tuple[Any, ...], stage: Array, run: StageRun = run, condition: Array = condition
+        ) -> tuple[tuple[Any, ...], tuple[Array, Array | None]]:
+            code, finite, depth = carry
+            logits, depth = model.depformer.step(
+                stage, run.weight_set, doubled(code), condition, text, depth
+            )
+            code, chosen, ok = choose(stage + 2, logits, *audio)
+            return (code, finite & ok, depth), (code, chosen if options.trace else None)
+
+        stages = jnp.arange(run.start, run.stop)
+        (code, finite, depth), (picked, chosen) = lax.scan(
+            stage_step, (code, finite, depth), stages
+        )
+        codes.append(picked)
+        draws.append(chosen)
+    column = jnp.concatenate(codes).T
+
+    # The last frames are spoken after the text has run out: the delays, and one pause.
+    cutoff = machine.end_step + data.max_delay + MAX_PADDING
+    finished = (machine.end_step >= 0) & (state.frame + 1 >= cutoff)
+    exhausted = state.frame + 1 >= config.runtime.max_context_steps
+    moved = GenerationState(
+        cache=cache,
+        machine=machine,
+        frame=state.frame + 1,
+        slot_offset=state.slot_offset,
+        text=jnp.stack([spoken.main, spoken.second], axis=-1),
+        codes=column,
+        keys=state.keys,
+        done=finished | exhausted,
+    )
+    new = _hold(active, state, moved)
+    output = FrameOutput(
+        advanced=active,
+        frame=state.frame,
+        codes=new.codes,
+        word=jnp.where(active, spoken.word, -1),
+        ended=new.machine.end_step >= 0,
+        done=new.done,
+        truncated=active & exhausted & ~finished,
+        ready=ready_rows(new.machine, queue, ahead) & ~new.done,
+        finite=finite | ~active,
+    )
+    trace = None
+    if options.trace:
+        trace = FrameTrace(
+            hidden=out.hidden,
+            action=out.action,
+            cb0=out.cb0,
+            draws=(action_logits, cb0_logits, *jnp.concatenate(draws)),
+            picks=jnp.concatenate([action[:, None], column], axis=-1),
+            tokens=tokens,
+        )
+    return new, output, trace
+
+
+def _hold(active: Array, old: GenerationState, new: GenerationState) -> GenerationState:
+    """Rows that did not advance keep their state.
+
+    Caches need no choice: a row that waits wrote to the slot that its next frame overwrites, and
+    no row attends beyond its own length.
+    """
+
+    def choose(before: Array, after: Array) -> Array:
+        return jnp.where(active.reshape(-1, *[1] * (before.ndim - 1)), after, before)
+
+    small = jax.tree.map(choose, old.replace(cache=()), new.replace(cache=()))
+    kept: GenerationState = small.replace(cache=new.cache)
+    return kept
+
+
+compiled_ready = jax.jit(ready_rows, static_argnames="ahead")
+
+
+class Programs:
+    """A model split once into structure and weights, and the compiled steps on it.
+
+    Structure and options are closed over, so a dispatch hashes nothing but array types. The
+    weights are arguments of every program; the state is donated.
+    """
+
+    def __init__(self, model: Dia2Model) -> None:
+        self.config = model.config
+        self.graph, self.params = nnx.split(model)
+        self._steps: dict[tuple[StepOptions, bool], Any] = {}
+
+    def model(self) -> Dia2Model:
+        """The module again; it shares the weights."""
+        return nnx.merge(self.graph, self.params)
+
+    def jitted(self, options: StepOptions, *, replay: bool = False) -> Any:
+        """:func:`frame_step` under jit for one set of static choices."""
+        key = (options, replay)
+        if key not in self._steps:
+            graph = self.graph
+
+            def run(
+                params: Any,
+                state: GenerationState,
+                queue: TextQueue,
+                settings: RowSettings,
+                picks: Array | None = None,
+            ) -> tuple[GenerationState, FrameOutput, FrameTrace | None]:
+                model = nnx.merge(graph, params)
+                return frame_step(model, state, queue, settings, options, picks)
+
+            self._steps[key] = jax.jit(run, donate_argnums=1)
+        return self._steps[key]
+
+    def step(
+        self,
+        state: GenerationState,
+        queue: TextQueue,
+        settings: RowSettings,
+        options: StepOptions,
+        picks: Int[Array, "B P"] | None = None,
+    ) -> tuple[GenerationState, FrameOutput, FrameTrace | None]:
+        """One compiled frame; ``state`` must not be used again."""
+        program = self.jitted(options, replay=picks is not None)
+        if picks is None:
+            return program(self.params, state, queue, settings)
+        return program(self.params, state, queue, settings, picks)
+
+
+def initial_state(
+    model: Dia2Model,
+    *,
+    ids: TokenIds,
+    seeds: list[int],
+    initial_padding: list[int],
+    guided: bool,
+) -> GenerationState:
+    """State of B rows before step 0, without a prefix."""
+    batch = len(seeds)
+    config = model.config
+    machine = jax.vmap(word_machine.init_state)(jnp.asarray(initial_padding, jnp.int32))
+    # Fields that start out equal share a buffer, and a donated state may hold no buffer twice.
+    machine = jax.tree.map(lambda value: jnp.array(value, copy=True), machine)
+    # An upstream warm-up decodes one position twice, hence one slot more than the context.
+    slots = config.runtime.max_context_steps + 1
+    return GenerationState(
+        cache=model.transformer.init_cache(batch * (2 if guided else 1), slots),
+        machine=machine,
+        frame=jnp.zeros(batch, jnp.int32),
+        slot_offset=jnp.zeros(batch, jnp.int32),
+        text=jnp.tile(jnp.asarray([[ids.bos, ids.pad]], jnp.int32), (batch, 1)),
+        codes=jnp.full((batch, config.data.codebooks), config.data.audio_bos, jnp.int32),
+        keys=jax.vmap(jax.random.key)(jnp.asarray(np.array(seeds, np.uint32))),
+        done=jnp.zeros(batch, bool),
+    )
