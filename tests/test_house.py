@@ -112,6 +112,12 @@ def test_module_says_what_it_owns_and_stays_small(path: Path) -> None:
     assert source.count("\n") <= 450, "split it: files have about 400 lines at most"
 
 
+def test_every_folder_of_code_is_a_package() -> None:
+    # Without its __init__.py a folder still imports, but the import contract does not see it.
+    folders = {path.parent for path in PACKAGE + PROGRAMS}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
 def test_no_utils_module() -> None:
     assert [path for path in PACKAGE + PROGRAMS if path.stem in ("utils", "util", "helpers")] == []
 
