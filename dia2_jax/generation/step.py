@@ -28,7 +28,7 @@ from dia2_jax.model.depformer import StageRun, stage_runs
 from dia2_jax.model.dia2 import Dia2Model
 from dia2_jax.nn.attention import KVCache
 from dia2_jax.text.tokenizer import TokenIds
-from dia2_jax.typing import Array, Bool, Float, Int
+from dia2_jax.typing import Array, ArrayLike, Bool, Float, Int
 
 
 @struct.dataclass
@@ -300,6 +300,7 @@ class Programs:
         self.config = model.config
         self.graph, self.params = nnx.split(model)
         self._steps: dict[tuple[StepOptions, bool], Any] = {}
+        self._prefills: dict[StepOptions, Any] = {}
 
     def model(self) -> Dia2Model:
         """The module again; it shares the weights."""
@@ -324,19 +325,38 @@ class Programs:
             self._steps[key] = jax.jit(run, donate_argnums=1)
         return self._steps[key]
 
+    def prefill(
+        self,
+        state: GenerationState,
+        tokens: Int[ArrayLike, "B C T"],
+        rows: Bool[ArrayLike, " B"],
+        options: StepOptions,
+    ) -> GenerationState:
+        """:func:`prefill` under jit; ``state`` must not be used again."""
+        if options not in self._prefills:
+            graph = self.graph
+
+            def run(
+                params: Any, state: GenerationState, tokens: Array, rows: Array
+            ) -> GenerationState:
+                return prefill(nnx.merge(graph, params), state, tokens, rows, options)
+
+            self._prefills[options] = jax.jit(run, donate_argnums=1)
+        return self._prefills[options](self.params, state, jnp.asarray(tokens), jnp.asarray(rows))
+
     def step(
         self,
         state: GenerationState,
         queue: TextQueue,
         settings: RowSettings,
         options: StepOptions,
-        picks: Int[Array, "B P"] | None = None,
+        picks: Int[ArrayLike, "B P"] | None = None,
     ) -> tuple[GenerationState, FrameOutput, FrameTrace | None]:
         """One compiled frame; ``state`` must not be used again."""
         program = self.jitted(options, replay=picks is not None)
         if picks is None:
             return program(self.params, state, queue, settings)
-        return program(self.params, state, queue, settings, picks)
+        return program(self.params, state, queue, settings, jnp.asarray(picks))
 
 
 def initial_state(
@@ -347,7 +367,7 @@ def initial_state(
     initial_padding: list[int],
     guided: bool,
 ) -> GenerationState:
-    """State of B rows before step 0, without a prefix."""
+    """State of B rows before step 0, without a prefix; one seed and padding a row."""
     batch = len(seeds)
     config = model.config
     machine = jax.vmap(word_machine.init_state)(jnp.asarray(initial_padding, jnp.int32))
@@ -365,3 +385,27 @@ def initial_state(
         keys=jax.vmap(jax.random.key)(jnp.asarray(np.array(seeds, np.uint32))),
         done=jnp.zeros(batch, bool),
     )
+
+
+def prefill(
+    model: Dia2Model,
+    state: GenerationState,
+    tokens: Int[Array, "B C T"],
+    rows: Bool[Array, " B"],
+    options: StepOptions,
+) -> GenerationState:
+    """Fill the decoder's cache with the warm-up of some ``rows`` in one pass.
+
+    Their warm-ups may be shorter than T: what is written beyond a row's own length is never
+    attended, and is overwritten as the row goes on. The other rows keep their caches.
+    """
+    if options.guided:
+        rows = jnp.tile(rows, 2)
+        blank = jnp.asarray([options.ids.zero, options.ids.pad])[None, :, None]
+        text = jnp.broadcast_to(blank, tokens[:, :2].shape)
+        tokens = jnp.concatenate([tokens, jnp.concatenate([text, tokens[:, 2:]], axis=1)])
+    _, cache = model.transformer.prefill(tokens, state.cache)
+    chosen = rows[:, None, None, None]
+    cache = jax.tree.map(lambda new, old: jnp.where(chosen, new, old), cache, state.cache)
+    filled: GenerationState = state.replace(cache=cache)
+    return filled
