@@ -10,6 +10,7 @@ The import of Orbax takes about a second, so it happens inside the functions.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -25,8 +26,9 @@ from dia2_jax.errors import CheckpointError
 
 _FORMAT = 1
 _TREE, _METADATA = "tree", "metadata"
-# Orbax holds at most this many gigabytes in flight; its default of 96 would double the weights.
-_CONCURRENT_GB = 1
+# Bytes that Orbax may hold in flight beyond the tree. Its default of 96 GB would double the
+# weights; it refuses leaves above the limit, so the largest one raises it.
+_IN_FLIGHT = 256_000_000
 _LISTED = 8
 
 
@@ -120,7 +122,7 @@ def save(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
-        with ocp.Checkpointer(_handler()) as checkpointer:
+        with ocp.Checkpointer(_handler(_largest(leaves))) as checkpointer:
             checkpointer.save(
                 staging / path.name,
                 args=ocp.args.Composite(
@@ -212,7 +214,7 @@ def restore(
                 dtype=dtype, sharding=sharding, global_shape=spec.shape, strict=True
             )
     try:
-        with ocp.Checkpointer(_handler()) as checkpointer:
+        with ocp.Checkpointer(_handler(max(_largest(stored), _largest(item)))) as checkpointer:
             result = checkpointer.restore(
                 path,
                 args=ocp.args.Composite(
@@ -251,19 +253,29 @@ def replace_folder(staged: Path, path: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def _handler() -> Any:
+def _handler(largest: int) -> Any:
     import orbax.checkpoint as ocp
 
+    gigabytes = max(_IN_FLIGHT, largest * 5 // 4) / 1e9
     return ocp.CompositeCheckpointHandler(
         tree=ocp.PyTreeCheckpointHandler(
             use_ocdbt=True,
             use_zarr3=True,
             use_compression=False,
-            save_concurrent_gb=_CONCURRENT_GB,
-            restore_concurrent_gb=_CONCURRENT_GB,
+            save_concurrent_gb=gigabytes,
+            restore_concurrent_gb=gigabytes,
         ),
         metadata=ocp.JsonCheckpointHandler(),
     )
+
+
+def _largest(leaves: Mapping[str, Any]) -> int:
+    """Bytes of the largest leaf."""
+    sizes = (
+        math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
+        for leaf in leaves.values()
+    )
+    return max(sizes, default=0)
 
 
 def _read_document(path: Path) -> dict[str, Any]:

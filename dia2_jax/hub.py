@@ -124,8 +124,7 @@ def resolve_mimi(path_or_repo: str | Path, *, revision: str | None = None) -> Mi
     """
     path = Path(path_or_repo)
     if path.is_file():
-        beside = (path.parent / name for name in (KYUTAI_CONFIG, CONFIG))
-        return MimiFiles(path, next((file for file in beside if file.is_file()), None))
+        return MimiFiles(path, _config_beside(path))
     return _mimi_files(_home(path_or_repo, revision, "mimi"))
 
 
@@ -350,6 +349,15 @@ def _named(
     if part is not None and (isinstance(part, _Folder) or part.optional(probe) is not None):
         return part
     return _home(name, None, kind)
+
+
+def _config_beside(weights: Path) -> Path | None:
+    """The codec's config next to a weights file. Kyutai publishes the file in repositories of
+    language models, so a ``config.json`` there may well be of something else."""
+    own, other = weights.parent / KYUTAI_CONFIG, weights.parent / CONFIG
+    if own.is_file():
+        return own
+    return other if other.is_file() and _read_json(other).get("model_type") == "mimi" else None
 
 
 def _holds_codec(place: _Folder | _Repository) -> bool:

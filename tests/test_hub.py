@@ -187,7 +187,9 @@ def test_mimi_as_a_file_with_or_without_its_config(tmp_path, forbidden):
     file = tmp_path / "tokenizer-e351c8d8-checkpoint125.safetensors"
     file.write_text("")
     assert hub.resolve_mimi(file) == hub.MimiFiles(file, None)
-    fill(tmp_path, ("config.json",))
+    fill(tmp_path, (), config={"model_type": "moshi"})
+    assert hub.resolve_mimi(file).config is None
+    fill(tmp_path, (), config={"model_type": "mimi"})
     assert hub.resolve_mimi(file).config == tmp_path / "config.json"
     fill(tmp_path, (hub.KYUTAI_CONFIG,))
     assert hub.resolve_mimi(file).config == tmp_path / hub.KYUTAI_CONFIG

@@ -1,0 +1,324 @@
+"""Whole folders from one form to another: what `dia2-jax convert` does.
+
+A Dia2 folder keeps its config and tokenizer files as they are and has its weights (and those
+of a codec inside it) rewritten; a codec alone also goes from one published layout to the
+other. The destination appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+import numpy as np
+
+from dia2_jax import checkpoint, hub
+from dia2_jax.config import MimiConfig, config_to_dict, load_dia2_config
+from dia2_jax.convert import dia2, mimi_hf, mimi_kyutai
+from dia2_jax.convert.load import SourceInfo, export_params, load_weights, save_orbax
+from dia2_jax.convert.models import (
+    abstract_dia2,
+    abstract_mimi,
+    layout_of,
+    mimi_layout,
+    mimi_table,
+    read_mimi_config,
+)
+from dia2_jax.convert.safetensors_io import DTYPES, dtype_name, open_safetensors
+from dia2_jax.errors import CheckpointError, Dia2Error
+
+#: Forms a folder can be written in. ``published`` is the layout the weights were published in;
+#: ``hf`` and ``kyutai`` name one of the codec's two.
+Form = Literal["published", "orbax", "hf", "kyutai"]
+
+#: Files that are copied as they are where a folder has them.
+_CARRIED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "added_tokens.json", "preprocessor_config.json", "generation_config.json",
+    "README.md", "LICENSE", "NOTICE",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What :func:`convert` did.
+
+    Attributes:
+      kind: ``dia2`` or ``mimi``.
+      layout: published layout the weights have or had, e.g. ``mimi-hf``.
+      form: the form written.
+      tensors: number of published tensors.
+      destination: the folder written.
+    """
+
+    kind: str
+    layout: str
+    form: str
+    tensors: int
+    destination: Path
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    to: Form = "published",
+    dtype: Any | None = None,
+    *,
+    force: bool = False,
+) -> Conversion:
+    """Write the model or codec at `source` to the folder `destination` in another form.
+
+    There and back gives the same bytes: config and tokenizer files verbatim, and every tensor
+    with its name, shape, dtype and values (one file, where the source had shards).
+
+    Args:
+      source: a folder (published Dia2, one written by this function, a codec in either
+        layout) or a safetensors file of a codec.
+      destination: a folder that is new or empty.
+      to: see :data:`Form`; ``hf`` and ``kyutai`` are for a codec alone.
+      dtype: store floating tensors in this dtype instead of the source's (of the model; a
+        codec inside a Dia2 folder stays as it is).
+      force: replace what `destination` holds.
+
+    Raises:
+      CheckpointError: weights that cannot be read or do not fit their config, or a destination
+        that is not empty.
+      ConfigError: a config that cannot be read, or has no equal in the other layout.
+      HubError: a file that `source` should hold and does not.
+    """
+    source, destination = Path(source), Path(destination).absolute()
+    if to not in get_args(Form):
+        raise CheckpointError(f"unknown form {to!r}; known: {', '.join(get_args(Form))}")
+    _check_destination(source, destination, force)
+    kind = _kind(source)
+    if kind == "dia2" and to in ("hf", "kyutai"):
+        raise CheckpointError(
+            f"{source} is a Dia2 model; {to!r} is a layout of the codec: convert "
+            f"{source / 'mimi'} alone"
+        )
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    staged = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    try:
+        if kind == "dia2":
+            result = _convert_dia2(source, staged, to, dtype)
+        else:
+            result = _convert_mimi(hub.resolve_mimi(source), staged, to, dtype)
+        checkpoint.replace_folder(staged, destination)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return dataclasses.replace(result, destination=destination)
+
+
+def _check_destination(source: Path, destination: Path, force: bool) -> None:
+    if destination.is_file():
+        raise CheckpointError(f"{destination} is a file; name a folder")
+    resolved, target = source.resolve(), destination.resolve()
+    if target == resolved or target in resolved.parents:
+        raise CheckpointError(f"{destination} holds the source; name another folder")
+    if destination.is_dir() and any(destination.iterdir()) and not force:
+        raise CheckpointError(
+            f"{destination} is not empty; name another folder, or replace it with force (--force)"
+        )
+
+
+def _kind(source: Path) -> str:
+    """``dia2`` or ``mimi``, from the config, else from the tensor names."""
+    if not source.exists():
+        raise CheckpointError(f"{source}: no such file or folder")
+    if checkpoint.is_orbax(source):
+        raise CheckpointError(
+            f"{source} holds weights only; name the folder around it, which has the config"
+        )
+    manifest = _manifest(source)
+    config = source / (manifest.get("config") or hub.CONFIG)
+    if source.is_dir() and config.is_file():
+        try:
+            keys = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{config}: not valid JSON ({error})") from None
+        if isinstance(keys, dict) and {"data", "model"} <= keys.keys():
+            return "dia2"
+        return "mimi"
+    if layout_of(open_safetensors(source).specs) == dia2.LAYOUT:
+        raise CheckpointError(
+            f"{source}: a Dia2 model without its config.json; name the folder that holds both"
+        )
+    return "mimi"
+
+
+def _convert_dia2(source: Path, staged: Path, to: str, dtype: Any | None) -> Conversion:
+    manifest = _manifest(source)
+    config_name = manifest.get("config") or hub.CONFIG
+    config = load_dia2_config(source / config_name)
+    weights = _inside(source, manifest.get("weights")) or hub.find_weights(source)
+    if weights is None:
+        raise CheckpointError(f"{source}: holds no {hub.WEIGHTS}; {config_name} alone is no model")
+    _copy(source / config_name, staged / config_name)
+    for name in _CARRIED:
+        if (source / name).is_file():
+            _copy(source / name, staged / name)
+    tokenizer = _inside(source, manifest.get("tokenizer"))
+    if tokenizer is not None:
+        _copy(tokenizer, staged / manifest["tokenizer"])
+    _, abstract = abstract_dia2(config)
+    params, info = load_weights(weights, dia2.TABLE, abstract, _memory_dtype(to, dtype))
+    document = checkpoint.read_metadata(weights) if checkpoint.is_orbax(weights) else None
+    # What an Orbax folder must remember to become the published folder again.
+    text = (source / hub.MANIFEST).read_text("utf-8") if manifest else None
+    origin: dict[str, Any] = (
+        {"weights": document["weights"], "manifest": document["manifest"]}
+        if document is not None
+        else {"weights": _single_name(weights.relative_to(source)), "manifest": text}
+    )
+    if to == "orbax":
+        written: str = hub.ORBAX
+        save_orbax(
+            staged / written,
+            params,
+            _recorded(info, dtype),
+            {"config": _read_json(source / config_name), **origin},
+        )
+    else:
+        written = origin["weights"]
+        (staged / written).parent.mkdir(parents=True, exist_ok=True)
+        export_params(params, dia2.TABLE, staged / written, info, dtype=dtype)
+    _write_manifest(staged, origin["manifest"], written)
+    mimi = source / str(manifest.get("mimi") or "mimi")
+    if mimi.is_dir():
+        (staged / mimi.relative_to(source)).mkdir(parents=True)
+        _convert_mimi(hub.resolve_mimi(mimi), staged / mimi.relative_to(source), to, None)
+    return Conversion("dia2", dia2.LAYOUT, to, len(info.dtypes), staged)
+
+
+def _convert_mimi(files: hub.MimiFiles, staged: Path, to: str, dtype: Any | None) -> Conversion:
+    config, layout = read_mimi_config(files.config), mimi_layout(files.weights)
+    _, abstract = abstract_mimi(config)
+    table = mimi_table(layout, config)
+    params, info = load_weights(files.weights, table, abstract, _memory_dtype(to, dtype))
+    beside = files.weights.parent
+    for name in _CARRIED:
+        if (beside / name).is_file():
+            _copy(beside / name, staged / name)
+    target = {"hf": mimi_hf.LAYOUT, "kyutai": mimi_kyutai.LAYOUT}.get(to, layout)
+    # Beside Kyutai's config the published one stays, so that the way back finds it as it was.
+    for name in (hub.CONFIG, hub.KYUTAI_CONFIG)[: 1 if target == mimi_hf.LAYOUT else 2]:
+        if (beside / name).is_file() and _same_config(beside / name, config):
+            _copy(beside / name, staged / name)
+    _write_config(staged, target, config)
+    if to == "orbax":
+        origin: dict[str, Any] = {
+            "weights": _single_name(Path(files.weights.name)),
+            "manifest": None,
+        }
+        if checkpoint.is_orbax(files.weights):
+            document = checkpoint.read_metadata(files.weights)
+            origin = {key: document[key] for key in origin}
+        save_orbax(
+            staged / hub.ORBAX,
+            params,
+            _recorded(info, dtype),
+            {"config": config_to_dict(config), **origin},
+        )
+    else:
+        name = _single_name(Path(files.weights.name))
+        if checkpoint.is_orbax(files.weights):
+            name = checkpoint.read_metadata(files.weights)["weights"]
+        export_params(params, mimi_table(target, config), staged / name, info, dtype=dtype)
+    return Conversion("mimi", target, to, len(info.dtypes), staged)
+
+
+def _write_config(staged: Path, layout: str, config: MimiConfig) -> None:
+    """The config of a layout, where no verbatim one was copied."""
+    if layout == mimi_hf.LAYOUT and not (staged / hub.CONFIG).is_file():
+        _write_json(staged / hub.CONFIG, config_to_dict(config))
+    if layout == mimi_kyutai.LAYOUT and not (staged / hub.KYUTAI_CONFIG).is_file():
+        _write_json(staged / hub.KYUTAI_CONFIG, mimi_kyutai.config_to_kyutai(config))
+
+
+def _same_config(path: Path, config: MimiConfig) -> bool:
+    """Whether a file describes the codec `config`, whatever its bookkeeping says."""
+    try:
+        other = read_mimi_config(path)
+    except Dia2Error:
+        return False  # such as the language model's config beside Kyutai's codec
+    names = [field.name for field in dataclasses.fields(MimiConfig) if field.name != "bookkeeping"]
+    derived = ("frames_per_second", "attention_head_dim")
+    compared = [name for name in names if name not in ("frame_rate", "head_dim", "codebook_dim")]
+    return all(getattr(other, n) == getattr(config, n) for n in (*compared, *derived))
+
+
+def _memory_dtype(to: str, dtype: Any | None) -> Any:
+    # A cast happens while loading into Orbax and while writing a file, never twice.
+    return "source" if dtype is None or to != "orbax" else dtype
+
+
+def _recorded(info: SourceInfo, dtype: Any | None) -> SourceInfo:
+    """The record to keep with weights that were cast on request: what they are now."""
+    if dtype is None:
+        return info
+    kind = dtype_name(np.dtype(dtype))
+    return dataclasses.replace(
+        info,
+        dtypes={
+            name: kind if jnp.issubdtype(DTYPES[old], jnp.floating) else old
+            for name, old in info.dtypes.items()
+        },
+    )
+
+
+def _single_name(weights: Path) -> str:
+    """The file that weights are written to: their own, or the usual one for shards."""
+    if weights.suffix == ".safetensors":
+        return weights.as_posix()
+    return (weights.parent / hub.WEIGHTS).as_posix()
+
+
+def _manifest(source: Path) -> dict[str, Any]:
+    path = source / hub.MANIFEST
+    return _read_json(path) if path.is_file() else {}
+
+
+def _write_manifest(staged: Path, text: str | None, weights: str) -> None:
+    if text is None:
+        return
+    manifest = json.loads(text)
+    if manifest.get("weights") not in (None, weights):
+        text = json.dumps({**manifest, "weights": weights}, indent=2) + "\n"
+    (staged / hub.MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _inside(source: Path, name: str | None) -> Path | None:
+    """A file or folder of `source` that a manifest names; None where it means a repository."""
+    path = source / name if name else None
+    return path if path is not None and path.exists() else None
+
+
+def _copy(source: Path, destination: Path) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, destination, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, destination)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
