@@ -141,6 +141,10 @@ def test_longer_sound_tags():
         "(a b)", "(a b c)", "(a", "(b c)", "(a", "long", "(a long way off)!", "(a", "long", "way",
     ]  # fmt: skip
 
+    # Words that were held in vain come out in order, whatever may begin inside them.
+    lexer = Lexer(["(a (b (c d)", "(b x y)"])
+    assert [word.text for word in lexer.feed("(a (b (c z ")] == ["(a", "(b", "(c", "z"]
+
 
 def test_speaker_tags(tokenizer):
     def tokens(lines):

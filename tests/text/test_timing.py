@@ -114,6 +114,8 @@ def test_estimates_follow_length_and_punctuation(tokenizer):
 
     assert gap("one two") == pytest.approx(0.0)
     assert 0.1 < gap("one, two") < gap('one." two') < gap('one <break time="1s"/> two')
+    # The voiced span ends with the last word, not with the pause behind it.
+    assert gap("one, two.") == gap("one, two")
     # With the tokenizer its sound tags stay whole, as they do in a script.
     text = "one (clears throat) two"
     assert len(estimate_word_times(text, 0.0, 3.0)) == 4
