@@ -46,6 +46,7 @@ class Row:
       words: (text, step) of every word that was started, prefix included.
       grid: ``[C, S]`` delayed grid; columns up to ``computed`` are filled.
       computed: last column of the grid that holds codes.
+      steps: frames computed so far.
       done, truncated, waiting: see ``FrameOutput``.
     """
 
@@ -70,6 +71,7 @@ class Row:
         self.words: list[tuple[str, int]] = []
         self.grid = np.full((data.codebooks, context + 2), _NOT_GENERATED, np.int32)
         self.computed = 0
+        self.steps = 0
         self.started = plan is None
         self.done = self.truncated = False
         self.waiting = True
@@ -132,6 +134,7 @@ class Row:
                 "try dtype='float32'"
             )
         self.truncated = bool(output.truncated[index])
+        self.steps += 1
         self.grid[:, step + 1] = output.codes[index]
         self.computed = step + 1
         word = int(output.word[index])

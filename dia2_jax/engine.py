@@ -1,0 +1,368 @@
+"""Dia2: the one place where model, codec, text and generation meet.
+
+from dia2_jax import Dia2, GenerationConfig
+
+model = Dia2.from_pretrained("nari-labs/Dia2-1B")
+result = model.generate("[S1] Hello there. [S2] Hi, how are you?")
+
+for chunk in model.stream(words_of_an_llm()):
+    play(chunk.pcm)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from dia2_jax import hub
+from dia2_jax.config import Dia2Config, MimiConfig, load_dia2_config
+from dia2_jax.convert.models import load_dia2, load_mimi
+from dia2_jax.errors import CheckpointError, ConfigError
+from dia2_jax.generation.prefix import PrefixPlan, plan_prefix
+from dia2_jax.generation.rows import Row, Rows
+from dia2_jax.generation.session import Chunk, Session
+from dia2_jax.generation.settings import GenerationConfig
+from dia2_jax.generation.step import Programs
+from dia2_jax.mimi.codec import Mimi
+from dia2_jax.mimi.runtime import Codec
+from dia2_jax.model.dia2 import Dia2Model
+from dia2_jax.text.timing import WordTime
+from dia2_jax.text.tokenizer import Tokenizer
+from dia2_jax.typing import Float, Int
+from dia2_jax.voice import Voice, Voices, codec_fingerprint, prefix_turns, prepare_voice
+
+__all__ = ["Chunk", "Dia2", "Result", "Session"]
+
+#: Set to a folder to keep compiled programs there, or to "off".
+CACHE_VARIABLE = "DIA2_JAX_CACHE"
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished generation.
+
+    Attributes:
+      codes: ``[C, T]`` int32 Mimi codes, 12.5 frames a second in the published codec.
+      waveform: ``[W]`` float32 samples within +-1.
+      sample_rate: samples per second.
+      words: (text, seconds from the start of the waveform) of every word.
+      truncated: the model's context ended before the speech did.
+    """
+
+    codes: Int[np.ndarray, "C T"]
+    waveform: Float[np.ndarray, " W"]
+    sample_rate: int
+    words: list[tuple[str, float]]
+    truncated: bool
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that a second process need not compile again.
+
+    In ``~/.cache/dia2-jax/xla`` unless ``DIA2_JAX_CACHE`` names another folder or is ``off``. A
+    cache that the caller configured in JAX is left alone.
+    """
+    choice = os.environ.get(CACHE_VARIABLE, "")
+    if choice.lower() == "off" or jax.config.jax_compilation_cache_dir is not None:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(choice) if choice else home / "dia2-jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+class Dia2:
+    """A Dia2 model with its tokenizer and codec, ready to speak.
+
+    Attributes:
+      config, mimi_config: the published configs.
+      tokenizer: of the checkpoint.
+      codec: Mimi.
+    """
+
+    def __init__(
+        self,
+        config: Dia2Config,
+        model: Dia2Model,
+        tokenizer: Tokenizer,
+        mimi_config: MimiConfig,
+        mimi: Mimi,
+    ) -> None:
+        data = config.data
+        if data.codebooks > mimi_config.num_quantizers:
+            raise CheckpointError(
+                f"the model predicts {data.codebooks} codebooks but the codec has "
+                f"{mimi_config.num_quantizers}: give the codec that belongs to this model"
+            )
+        if data.depth_vocab_size > mimi_config.codebook_size:
+            raise CheckpointError(
+                f"the model predicts codes up to {data.depth_vocab_size - 1} but the codec's "
+                f"codebooks have {mimi_config.codebook_size} entries: give the codec that belongs "
+                "to this model"
+            )
+        self.config, self.mimi_config = config, mimi_config
+        self.tokenizer = tokenizer
+        self.codec = Codec(mimi)
+        self._programs = Programs(model)
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        dtype: str | DTypeLike = "float32",
+        mimi: str | Path | None = None,
+        revision: str | None = None,
+    ) -> Dia2:
+        """Load a checkpoint in the published layout, or one that ``dia2-jax convert`` wrote.
+
+        Args:
+          path_or_repo: a folder, or a Hugging Face repository such as ``nari-labs/Dia2-1B``.
+          dtype: ``"float32"`` (upstream's numbers) or ``"bfloat16"`` (half the memory; made for
+            accelerators). Weights are held and activations computed in it; logits are float32,
+            and so is the codec.
+          mimi: the codec's folder or repository, where it is not the one the checkpoint names.
+          revision: of the repository.
+
+        Raises:
+          HubError: a file is missing; says which, and how to get it.
+          ConfigError, CheckpointError: a file does not say what it should.
+        """
+        kind = _DTYPES.get(str(dtype), dtype) if isinstance(dtype, str) else dtype
+        if kind not in _DTYPES.values() and jnp.dtype(kind) not in map(jnp.dtype, _DTYPES.values()):
+            raise ConfigError(f"dtype: must be 'float32' or 'bfloat16', got {dtype!r}")
+        enable_compilation_cache()
+        files = hub.resolve(path_or_repo, mimi=mimi, revision=revision)
+        config = load_dia2_config(files.config)
+        tokenizer = Tokenizer.from_file(files.tokenizer, config.data)
+        model, _ = load_dia2(config, files.weights, dtype=kind)
+        codec, mimi_config, _ = load_mimi(files.mimi)
+        return cls(config, model, tokenizer, mimi_config, codec)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the output."""
+        return self.codec.sample_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second: steps of the model, columns of codes."""
+        return self.mimi_config.frames_per_second
+
+    @property
+    def max_context_steps(self) -> int:
+        """Steps that the model can take in one session, prefix included."""
+        return self.config.runtime.max_context_steps
+
+    @overload
+    def generate(
+        self,
+        script: str,
+        config: GenerationConfig | None = ...,
+        *,
+        voices: Voices = ...,
+        seed: int = ...,
+        progress: Callable[[int], None] | None = ...,
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self,
+        script: Sequence[str],
+        config: GenerationConfig | Sequence[GenerationConfig] | None = ...,
+        *,
+        voices: Any = ...,
+        seed: int | Sequence[int] = ...,
+        progress: Callable[[int], None] | None = ...,
+    ) -> list[Result]: ...
+
+    def generate(
+        self,
+        script: str | Sequence[str],
+        config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        *,
+        voices: Any = None,
+        seed: int | Sequence[int] = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> Result | list[Result]:
+        """Speak one script, or a batch of scripts.
+
+        A string is **one** script, its newlines are white space. A list is a **batch**: every
+        string is a script of its own, all are generated together, and each equals what it would
+        be alone. (Upstream joins a list into one script; join it yourself with ``"\\n".join``.)
+
+        Args:
+          script: text with ``[S1]`` / ``[S2]`` speaker tags, ``<break time="0.5s"/>`` pauses and
+            sound tags such as ``(laughs)``.
+          config: settings; one for all scripts, or one each.
+          voices: recordings to go on from (see :data:`dia2_jax.voice.Voices`); one value for all
+            scripts, or a list with a list or mapping for each script.
+          seed: one for all scripts, or one each; the same seed gives the same codes.
+          progress: called after every frame with the number of frames computed.
+
+        Raises:
+          ScriptError: nothing to speak.
+          PrefixError: the voices cannot be used.
+          NonFiniteError: the model produced NaN.
+        """
+        scripts = [script] if isinstance(script, str) else list(script)
+        if not scripts:
+            return []
+        count = len(scripts)
+        configs = _each(config or GenerationConfig(), count, GenerationConfig, "config")
+        seeds = _each(seed, count, int, "seed")
+        each_voices = voices if _per_script(voices) else [voices] * count
+        if len(each_voices) != count:
+            raise ConfigError(f"voices: {len(each_voices)} values for {count} scripts")
+        plans = [self._plan(v, c) for v, c in zip(each_voices, configs, strict=True)]
+        rows = self._rows(configs, seeds, plans)
+        for index, text in enumerate(scripts):
+            rows.feed(index, text)
+            rows.close(index)
+        frames = 0
+        while rows.refresh():
+            rows.step()
+            frames += 1
+            if progress is not None:
+                progress(frames)
+        rows.cancel()
+        results = [self._result(row) for row in rows.rows]
+        return results[0] if isinstance(script, str) else results
+
+    def session(
+        self,
+        config: GenerationConfig | None = None,
+        *,
+        voices: Voices = None,
+        seed: int = 0,
+        chunk_frames: int = 1,
+    ) -> Session:
+        """A streaming session: feed text, iterate over chunks (see :class:`Session`).
+
+        Args:
+          config, voices, seed: as in :meth:`generate`.
+          chunk_frames: frames in a chunk, 80 ms each in the published codec. Larger chunks cost
+            less, the first one comes later.
+        """
+        if chunk_frames < 1:
+            raise ConfigError(f"chunk_frames: must be at least 1, got {chunk_frames}")
+        config = config or GenerationConfig()
+        rows = self._rows([config], [seed], [self._plan(voices, config)])
+        return Session(rows, self.codec, chunk_frames=chunk_frames)
+
+    def stream(
+        self,
+        text: str | Iterable[str],
+        config: GenerationConfig | None = None,
+        *,
+        voices: Voices = None,
+        seed: int = 0,
+        chunk_frames: int = 1,
+    ) -> Iterator[Chunk]:
+        """Chunks of audio while the text is still being written.
+
+        Args:
+          text: a script, or an iterable of its pieces (an LLM's tokens). The next piece is asked
+            for only when nothing more can be computed from those before.
+          config, voices, seed, chunk_frames: as in :meth:`session`.
+        """
+        session = self.session(config, voices=voices, seed=seed, chunk_frames=chunk_frames)
+        try:
+            for piece in [text] if isinstance(text, str) else text:
+                session.feed(piece)
+                yield from session
+            session.close()
+            yield from session
+        finally:
+            session.cancel()
+
+    def prepare_voice(
+        self,
+        audio: str | Path | Float[np.ndarray, " W"],
+        *,
+        words: Sequence[WordTime] | None = None,
+        transcript: str | None = None,
+        recognizer: object = "base",
+    ) -> Voice:
+        """Prepare a recording for ``voices=`` (see :func:`dia2_jax.voice.prepare_voice`)."""
+        return prepare_voice(
+            audio,
+            self.codec,
+            self.tokenizer,
+            codebooks=self.config.data.codebooks,
+            words=words,
+            transcript=transcript,
+            recognizer=recognizer,
+        )
+
+    def _plan(self, voices: Voices, config: GenerationConfig) -> PrefixPlan | None:
+        if voices is None:
+            return None
+        if self._fingerprint is None:
+            self._fingerprint = codec_fingerprint(self.codec)
+        turns = prefix_turns(voices, self._fingerprint)
+        if not turns:
+            return None
+        kind: Literal["exact", "upstream"] = config.prefix_plan
+        return plan_prefix(
+            turns, self.tokenizer, self.config, kind=kind, frame_rate=self.frame_rate
+        )
+
+    def _rows(
+        self,
+        configs: Sequence[GenerationConfig],
+        seeds: Sequence[int],
+        plans: Sequence[PrefixPlan | None],
+    ) -> Rows:
+        for seed in seeds:
+            if isinstance(seed, bool) or not 0 <= int(seed) < 2**32:
+                raise ConfigError(f"seed: must be a whole number from 0 to 2**32 - 1, got {seed}")
+        return Rows(
+            self._programs, self.tokenizer, configs, seeds, plans, frame_rate=self.frame_rate
+        )
+
+    def _result(self, row: Row) -> Result:
+        codes = row.frames(0, row.available)
+        wave = self.codec.decode(codes[None])[0] if codes.size else np.zeros(0, np.float32)
+        words = [(text, frame / self.frame_rate) for text, frame in row.word_steps()]
+        return Result(
+            codes=codes,
+            waveform=np.clip(wave, -1.0, 1.0),
+            sample_rate=self.sample_rate,
+            words=words,
+            truncated=row.truncated,
+        )
+
+
+def _each(value: Any, count: int, kind: type, name: str) -> list[Any]:
+    """One value for every script, or the given ones."""
+    if isinstance(value, (kind, np.integer)):
+        return [value] * count
+    values = list(value)
+    if len(values) != count:
+        raise ConfigError(f"{name}: {len(values)} values for {count} scripts")
+    return values
+
+
+def _per_script(voices: Any) -> bool:
+    """Whether ``voices`` is a list with a list, a mapping or None for each script."""
+    return (
+        isinstance(voices, (list, tuple))
+        and len(voices) > 0
+        and all(
+            item is None or not isinstance(item, Voice) and hasattr(item, "__len__")
+            for item in voices
+        )
+        and any(item is not None for item in voices)
+    )
