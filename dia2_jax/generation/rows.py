@@ -85,9 +85,11 @@ class Row:
         """The text is complete."""
         return self.queue.closed
 
-    def feed(self, text: str) -> None:
-        """More text; see ``ScriptParser.feed``."""
-        self._append(self._parser.feed(text))
+    def feed(self, text: str) -> bool:
+        """More text; see ``ScriptParser.feed``. True if it completed an entry."""
+        entries = self._parser.feed(text)
+        self._append(entries)
+        return bool(entries)
 
     def close(self) -> None:
         """The text is complete.
@@ -245,8 +247,8 @@ class Rows:
 
     def feed(self, index: int, text: str) -> None:
         """More text for one row."""
-        self.rows[index].feed(text)
-        self._queue = None
+        if self.rows[index].feed(text):
+            self._queue = None
 
     def close(self, index: int) -> None:
         """The text of one row is complete; see ``Row.close`` for errors."""
