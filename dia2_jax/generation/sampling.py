@@ -56,7 +56,7 @@ def rank_bound(configs: list[GenerationConfig]) -> int:
     wanted += [c.cfg_filter_k for c in configs if c.cfg_filter_k > 0]
     if min(wanted) == 0:
         return 0
-    return 1 << (max(wanted) - 1).bit_length()
+    return 1 << (int(max(wanted)) - 1).bit_length()
 
 
 def _ranks(limit: Int[Array, " B"], vocabulary: int) -> Int[Array, " B"]:

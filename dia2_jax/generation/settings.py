@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +12,26 @@ from dia2_jax.errors import ConfigError
 #: Frames without a word after which the machine starts the next one. Upstream hard-codes 6, and
 #: the same number of frames is generated after the end of the text.
 MAX_PADDING = 6
+
+# Settings travel to the device as 32-bit numbers.
+_LARGEST_COUNT, _LARGEST_NUMBER = 2**31 - 1, 3e38
+
+
+def _is_number(value: object) -> bool:
+    return (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and abs(value) < _LARGEST_NUMBER
+    )
+
+
+def _is_count(value: object) -> bool:
+    return (
+        isinstance(value, numbers.Integral)
+        and not isinstance(value, bool)
+        and 0 <= value <= _LARGEST_COUNT
+    )
 
 
 @dataclass(frozen=True)
@@ -26,10 +47,13 @@ class SamplingConfig:
     top_k: int = 50
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError(f"temperature: must be finite and >= 0, got {self.temperature}")
-        if isinstance(self.top_k, bool) or int(self.top_k) != self.top_k or self.top_k < 0:
-            raise ConfigError(f"top_k: must be a whole number >= 0 (0 for all), got {self.top_k}")
+        if not (_is_number(self.temperature) and self.temperature >= 0):
+            raise ConfigError(
+                f"temperature: must be a finite number >= 0 (0 for the most likely token), got "
+                f"{self.temperature!r}"
+            )
+        if not _is_count(self.top_k):
+            raise ConfigError(f"top_k: must be a whole number >= 0 (0 for all), got {self.top_k!r}")
 
 
 @dataclass(frozen=True)
@@ -58,14 +82,18 @@ class GenerationConfig:
     prefix_plan: Literal["exact", "upstream"] = "exact"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.cfg_scale) and self.cfg_scale > 0):
+        for name in ("text", "audio"):
+            if not isinstance(getattr(self, name), SamplingConfig):
+                raise ConfigError(f"{name}: must be a SamplingConfig, got {getattr(self, name)!r}")
+        if not (_is_number(self.cfg_scale) and self.cfg_scale > 0):
             raise ConfigError(
-                f"cfg_scale: must be finite and > 0 (1.0 for no guidance), got {self.cfg_scale}"
+                f"cfg_scale: must be a finite number > 0 (1.0 for no guidance), got "
+                f"{self.cfg_scale!r}"
             )
         for name in ("cfg_filter_k", "initial_padding"):
             value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or value < 0:
-                raise ConfigError(f"{name}: must be a whole number >= 0, got {value}")
+            if not _is_count(value):
+                raise ConfigError(f"{name}: must be a whole number >= 0, got {value!r}")
         if self.prefix_plan not in ("exact", "upstream"):
             raise ConfigError(
                 f"prefix_plan: must be 'exact' or 'upstream', got {self.prefix_plan!r}"
