@@ -148,6 +148,9 @@ def _kind(source: Path) -> str:
         if isinstance(keys, dict) and {"data", "model"} <= keys.keys():
             return "dia2"
         return "mimi"
+    weights = hub.find_weights(source) if source.is_dir() else source
+    if weights is not None and checkpoint.is_orbax(weights):
+        return "mimi"  # a Dia2 folder has its config
     if layout_of(open_safetensors(source).specs) == dia2.LAYOUT:
         raise CheckpointError(
             f"{source}: a Dia2 model without its config.json; name the folder that holds both"
