@@ -1,0 +1,1 @@
+"""Programs that measure: parity with golden outputs, latency, quality. They run from a checkout."""

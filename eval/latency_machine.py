@@ -1,0 +1,167 @@
+"""What the numbers were measured on: versions, processor, memory of a process, memory bandwidth."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import psutil
+
+_GB = 1e9
+
+
+def cores() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory, and how busy the machine is before anything is measured."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores(),
+        "memory_gb": psutil.virtual_memory().total / _GB,
+        "system": platform.platform(),
+        "load_average_1min": os.getloadavg()[0],
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions(*names: str) -> dict[str, str | None]:
+    """Installed versions of Python and some distributions; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def memory() -> dict[str, float | None]:
+    """Memory of this process now, and the peak of all of it.
+
+    ``anonymous`` leaves out pages of files, such as a mapped checkpoint, which the system takes
+    back when it needs them. It is None where the system does not tell (anywhere but on Linux).
+    """
+    status = _status()
+    peak = status.get("VmHWM")
+    return {
+        "rss_gb": psutil.Process().memory_info().rss / _GB,
+        "rss_peak_gb": None if peak is None else peak / _GB,
+        "anonymous_gb": None if "RssAnon" not in status else status["RssAnon"] / _GB,
+    }
+
+
+def anonymous_bytes() -> int | None:
+    """Anonymous memory of this process in bytes, None where the system does not tell."""
+    return _status().get("RssAnon")
+
+
+def _status() -> dict[str, int]:
+    """The sizes in /proc/self/status, in bytes."""
+    path = Path("/proc/self/status")
+    if not path.is_file():
+        return {}
+    fields = (line.split() for line in path.read_text().splitlines())
+    return {f[0].rstrip(":"): int(f[1]) * 1024 for f in fields if len(f) == 3 and f[2] == "kB"}
+
+
+class AnonymousPeak:
+    """Highest anonymous memory while inside the ``with``, looked up every few milliseconds.
+
+    Attributes:
+      before, peak: bytes; None where the system does not tell.
+    """
+
+    def __init__(self, interval_s: float = 0.005) -> None:
+        self.before = self.peak = anonymous_bytes()
+        self._interval = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> AnonymousPeak:
+        self.before = self.peak = anonymous_bytes()
+        if self.before is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if self.before is not None:
+            self._thread.join()
+            self._look()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._look()
+
+    def _look(self) -> None:
+        now = anonymous_bytes()
+        if now is not None and self.peak is not None:
+            self.peak = max(self.peak, now)
+
+
+def read_bandwidth(gigabytes: float, repeats: int = 5) -> dict[str, float]:
+    """GB/s at which this machine reads memory, by reductions over a large array.
+
+    Every core reduces its own part, in several ways; each way is repeated and its best counts,
+    because a bandwidth is what can be reached. The matrix-vector product is what a step mostly
+    does, so it is among the ways.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    columns = 4096
+    rows = max(int(gigabytes * _GB / 4 / columns), 1)
+    host = np.ones((rows, columns), np.float32)
+    parts = np.array_split(host, cores())
+    vector = jnp.ones((columns,), jnp.float32)
+    # Taken as it is where its address allows, else copied.
+    device = jnp.asarray(host)
+    product = jax.jit(lambda matrix: matrix @ vector)
+    with ThreadPoolExecutor(cores()) as pool:
+        ways = {
+            "numpy_max_gb_per_s": lambda: list(pool.map(np.max, parts)),
+            "numpy_sum_gb_per_s": lambda: list(pool.map(_sum_of_words, parts)),
+            "jax_matvec_gb_per_s": lambda: product(device).block_until_ready(),
+        }
+        rates = {}
+        for name, run in ways.items():
+            run()
+            best = min(_seconds(run) for _ in range(repeats))
+            rates[name] = host.nbytes / best / _GB
+    return {**rates, "best_gb_per_s": max(rates.values())}
+
+
+def _sum_of_words(part: np.ndarray) -> Any:
+    return np.add.reduce(part.reshape(-1).view(np.int64))
+
+
+def _seconds(run: Any) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
