@@ -173,6 +173,10 @@ def restore(
 ) -> tuple[Any, dict[str, Any]]:
     """Read a checkpoint back.
 
+    Leaves are read a few at a time, so beside the result there is little in flight; what glibc's
+    allocator keeps of it costs 0.6 to 1 GB at the 1B shape (``MALLOC_MMAP_THRESHOLD_=65536`` in
+    the environment gives it back: 1.1 times the weights at the peak).
+
     Args:
       path: a folder written by :func:`save`.
       abstract_tree: the wanted structure, with arrays or ``jax.ShapeDtypeStruct`` leaves; their
