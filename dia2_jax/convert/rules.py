@@ -360,7 +360,8 @@ def _check_shapes(
         if result != tuple(targets[path]):
             stored = " + ".join(str(list(sources[name])) for name in published)
             problems.misshapen.append(
-                f"{', '.join(published)} is {stored}, the model wants {path} "
-                f"{list(targets[path])}"
+                f"{', '.join(published)} is {stored}, the model wants "
+                + (f"{path} " if (path,) != tuple(published) else "")
+                + f"{list(targets[path])}"
                 + ("" if len(published) == len(ours) == 1 else f", got {list(result)}")
             )
