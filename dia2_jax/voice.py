@@ -16,9 +16,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from dia2_jax.audio import read_audio, voiced_span
+from dia2_jax.audio import read_audio, resample, voiced_span
 from dia2_jax.convert.safetensors_io import TensorSpec, open_safetensors, write_safetensors
-from dia2_jax.errors import CheckpointError, PrefixError
+from dia2_jax.errors import AudioError, CheckpointError, Dia2Error, PrefixError
 from dia2_jax.generation.prefix import PrefixTurn
 from dia2_jax.mimi.runtime import Codec
 from dia2_jax.text.timing import WordTime, check_order, estimate_word_times
@@ -68,16 +68,20 @@ class Voice:
         try:
             source = open_safetensors(path)
             metadata = source.metadata or {}
-            if metadata.get("format") != _FORMAT:
-                raise PrefixError(
-                    f"{path}: not a voice file of this version ({_FORMAT!r}); make one with "
-                    "`dia2-jax voice`"
-                )
+        except CheckpointError as error:
+            raise PrefixError(f"no voice file: {error}; prepare the voice again") from None
+        if metadata.get("format") != _FORMAT:
+            raise PrefixError(
+                f"{path}: not a voice file of this version ({_FORMAT!r}); make one with "
+                "`dia2-jax voice`"
+            )
+        try:
             words = tuple(WordTime(*word) for word in json.loads(metadata["words"]))
-            return cls(np.array(source.read("codes")), words, metadata["codec"])
-        except (CheckpointError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, PrefixError):
-                raise
+            codes = np.array(source.read("codes"))
+            if codes.ndim != 2 or codes.dtype != np.int32 or not words:
+                raise ValueError(f"{len(words)} words, codes {codes.dtype}{list(codes.shape)}")
+            return cls(codes, words, metadata["codec"])
+        except (Dia2Error, KeyError, TypeError, AttributeError, ValueError) as error:
             raise PrefixError(
                 f"{path}: damaged voice file ({error}); prepare the voice again"
             ) from None
@@ -132,13 +136,20 @@ def prepare_voice(
     if words is not None and transcript is not None:
         raise PrefixError("give words with times or a transcript, not both")
     name = str(audio) if isinstance(audio, (str, Path)) else "the recording"
-    wave = read_audio(audio, codec.sample_rate) if isinstance(audio, (str, Path)) else audio
-    wave = np.asarray(wave, np.float32)
+    if isinstance(audio, (str, Path)):
+        wave = read_audio(audio, codec.sample_rate)
+    else:
+        # At its own rate this resamples nothing; it refuses stereo and whole numbers.
+        wave = resample(audio, codec.sample_rate, codec.sample_rate)
+        if not np.isfinite(wave).all():
+            raise AudioError(f"{name} holds NaN or infinity: it was damaged before it came here")
     seconds = wave.shape[0] / codec.sample_rate
     if transcript is not None:
-        words = estimate_word_times(
-            transcript, *voiced_span(wave, codec.sample_rate), tokenizer=tokenizer
-        )
+        span = voiced_span(wave, codec.sample_rate)
+        try:
+            words = estimate_word_times(transcript, *span, tokenizer=tokenizer)
+        except PrefixError as error:
+            raise PrefixError(f"{name}: {error}") from None
     elif words is None:
         found = transcribe(wave, recognizer, sample_rate=codec.sample_rate)
         words = [WordTime(*word) for word in found]
