@@ -48,6 +48,8 @@ class Session:
         session.feed("how are you?")
         session.close()
         for chunk in session: play(chunk.pcm)
+
+    A session is for one thread at a time; only :meth:`cancel` may come from another.
     """
 
     def __init__(self, rows: Rows, codec: Codec, *, chunk_frames: int) -> None:
@@ -84,9 +86,10 @@ class Session:
     @property
     def waiting(self) -> bool:
         """The next frame depends on text that was not fed yet: feed more, or close."""
-        return not (self._cancelled or self._row.done or self.closed) and (
-            self._rows is not None and not self._rows.refresh()
-        )
+        rows = self._rows
+        if rows is None or self._row.done or self.closed:
+            return False
+        return not rows.refresh()
 
     @property
     def truncated(self) -> bool:
@@ -114,11 +117,10 @@ class Session:
         Raises:
           SessionError: the session was closed or cancelled.
         """
-        self._alive("feed")
+        rows = self._alive("feed")
         if self.closed:
             raise SessionError("feed after close: the text is complete, start a new session")
-        assert self._rows is not None
-        self._rows.feed(0, text)
+        rows.feed(0, text)
 
     def close(self) -> None:
         """The script is complete. Closing twice is harmless.
@@ -127,25 +129,23 @@ class Session:
           ScriptError: nothing of it can be spoken.
           SessionError: the session was cancelled.
         """
-        self._alive("close")
-        assert self._rows is not None
-        self._rows.close(0)
+        self._alive("close").close(0)
 
     def cancel(self) -> None:
         """Stop, and free the session's memory; what was said so far stays readable."""
         self._cancelled = True
-        if self._rows is not None:
-            self._rows.cancel()
+        # Another thread may be in the middle of a frame: it ends that on references of its own.
         self._rows = None
         self._decoder = None
 
     def step(self) -> bool:
         """Compute one frame if the text received so far allows it; True if it did."""
-        if self._rows is None or self._row.done or not self._rows.refresh():
+        rows = self._rows
+        if rows is None or self._row.done or not rows.refresh():
             return False
-        self._rows.step()
+        rows.step()
         if self._row.done:
-            self._rows.cancel()  # no frame will follow: the caches are not needed any more
+            rows.cancel()  # no frame will follow: the caches are not needed any more
         return True
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -164,22 +164,27 @@ class Session:
             return None
         start = self._emitted
         codes = self._row.frames(start, start + frames)
-        if self._decoder is None:
-            self._decoder = self._codec.init_decode_state(1)
+        decoder = self._decoder
+        if decoder is None:
+            decoder = self._codec.init_decode_state(1)
         # The last chunk is filled up to the size that is compiled. The codec is causal, so what
         # follows a frame never changes its samples.
         filled = np.pad(codes, ((0, 0), (0, self._chunk_frames - frames)), mode="edge")
-        wave, self._decoder = self._codec.decode_step(filled[None], self._decoder)
+        wave, self._decoder = self._codec.decode_step(filled[None], decoder)
         pcm = np.asarray(wave)[0, : frames * self._codec.samples_per_frame]
         self._emitted += frames
         words = self.words[self._words_emitted :]
         end = np.inf if self.finished else self._emitted / self._rate
         begun = [word for word in words if word[1] < end]
         self._words_emitted += len(begun)
+        if self.finished or self._cancelled:
+            self._decoder = None
         return Chunk(
             pcm=np.clip(pcm, -1.0, 1.0), words=begun, start=start / self._rate, codes=codes
         )
 
-    def _alive(self, what: str) -> None:
-        if self._cancelled:
+    def _alive(self, what: str) -> Rows:
+        rows = self._rows
+        if rows is None:
             raise SessionError(f"{what} after cancel: start a new session")
+        return rows
