@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from dia2_jax import hub
 from dia2_jax.config import Dia2Config, MimiConfig, load_dia2_config
 from dia2_jax.convert.models import load_dia2, load_mimi
-from dia2_jax.errors import CheckpointError, ConfigError
+from dia2_jax.errors import CheckpointError, ConfigError, ScriptError
 from dia2_jax.generation.prefix import PrefixPlan, plan_prefix
 from dia2_jax.generation.rows import Row, Rows
 from dia2_jax.generation.session import Chunk, Session
@@ -73,7 +73,7 @@ def enable_compilation_cache() -> None:
     cache that the caller configured in JAX is left alone.
     """
     choice = os.environ.get(CACHE_VARIABLE, "")
-    if choice.lower() == "off" or jax.config.jax_compilation_cache_dir is not None:
+    if choice.lower() == "off" or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(choice) if choice else home / "dia2-jax" / "xla"
@@ -139,9 +139,7 @@ class Dia2:
           HubError: a file is missing; says which, and how to get it.
           ConfigError, CheckpointError: a file does not say what it should.
         """
-        kind = _DTYPES.get(str(dtype), dtype) if isinstance(dtype, str) else dtype
-        if kind not in _DTYPES.values() and jnp.dtype(kind) not in map(jnp.dtype, _DTYPES.values()):
-            raise ConfigError(f"dtype: must be 'float32' or 'bfloat16', got {dtype!r}")
+        kind = _compute_dtype(dtype)
         enable_compilation_cache()
         files = hub.resolve(path_or_repo, mimi=mimi, revision=revision)
         config = load_dia2_config(files.config)
@@ -165,8 +163,8 @@ class Dia2:
         """Steps that the model can take in one session, prefix included."""
         return self.config.runtime.max_context_steps
 
-    @overload
-    def generate(
+    @overload  # to a type checker a string is a sequence of strings as well
+    def generate(  # type: ignore[overload-overlap]
         self,
         script: str,
         config: GenerationConfig | None = ...,
@@ -217,6 +215,8 @@ class Dia2:
           NonFiniteError: the model produced NaN.
         """
         scripts = [script] if isinstance(script, str) else list(script)
+        if any(not isinstance(text, str) for text in scripts):
+            raise ConfigError("script: must be a string, or a list of strings for a batch")
         if not scripts:
             return []
         count = len(scripts)
@@ -229,7 +229,12 @@ class Dia2:
         rows = self._rows(configs, seeds, plans)
         for index, text in enumerate(scripts):
             rows.feed(index, text)
-            rows.close(index)
+            try:
+                rows.close(index)
+            except ScriptError as error:
+                if isinstance(script, str):
+                    raise
+                raise ScriptError(f"script {index} of the batch: {error}") from None
         frames = 0
         while rows.refresh():
             rows.step()
@@ -276,16 +281,33 @@ class Dia2:
           text: a script, or an iterable of its pieces (an LLM's tokens). The next piece is asked
             for only when nothing more can be computed from those before.
           config, voices, seed, chunk_frames: as in :meth:`session`.
+
+        Raises:
+          ConfigError, PrefixError: at once; what is wrong with the text, while iterating.
         """
         session = self.session(config, voices=voices, seed=seed, chunk_frames=chunk_frames)
-        try:
-            for piece in [text] if isinstance(text, str) else text:
-                session.feed(piece)
-                yield from session
-            session.close()
-            yield from session
-        finally:
-            session.cancel()
+        return _stream(session, [text] if isinstance(text, str) else text)
+
+    def warm_up(
+        self,
+        config: GenerationConfig | None = None,
+        *,
+        voices: Voices = None,
+        chunk_frames: int = 1,
+    ) -> None:
+        """Compile what a session of these arguments runs, so that its first audio comes sooner.
+
+        It costs a frame of a throw-away session, whose memory is given back.
+        """
+        config = config or GenerationConfig()
+        rows = self._rows([config], [0], [self._plan(voices, config)])
+        rows.feed(0, "a")
+        rows.close(0)
+        if rows.refresh():
+            rows.step()
+        rows.cancel()
+        silence = np.zeros((1, self.config.data.codebooks, chunk_frames), np.int32)
+        jax.block_until_ready(self.codec.decode_step(silence, self.codec.init_decode_state(1)))
 
     def prepare_voice(
         self,
@@ -345,13 +367,38 @@ class Dia2:
         )
 
 
+def _stream(session: Session, pieces: Iterable[str]) -> Iterator[Chunk]:
+    try:
+        for piece in pieces:
+            session.feed(piece)
+            yield from session
+        session.close()
+        yield from session
+    finally:
+        session.cancel()
+
+
+def _compute_dtype(dtype: Any) -> np.dtype[Any]:
+    known = {name: jnp.dtype(kind) for name, kind in _DTYPES.items()}
+    try:
+        kind = jnp.dtype(_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype)
+    except TypeError:
+        kind = None
+    if kind not in known.values():
+        raise ConfigError(f"dtype: must be {' or '.join(map(repr, known))}, got {dtype!r}")
+    return kind
+
+
 def _each(value: Any, count: int, kind: type, name: str) -> list[Any]:
     """One value for every script, or the given ones."""
-    if isinstance(value, (kind, np.integer)):
-        return [value] * count
+    if not isinstance(value, (list, tuple)):
+        value = [value] * count
     values = list(value)
     if len(values) != count:
         raise ConfigError(f"{name}: {len(values)} values for {count} scripts")
+    for item in values:
+        if not isinstance(item, (kind, np.integer) if kind is int else kind):
+            raise ConfigError(f"{name}: must be a {kind.__name__}, got {item!r}")
     return values
 
 
