@@ -33,7 +33,6 @@ from dia2_jax.convert.safetensors_io import (
 )
 from dia2_jax.errors import CheckpointError
 
-_LISTED = 8
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -304,8 +303,7 @@ def _target_dtypes(
                 target = np.dtype(dtype)
             targets[path] = target
     if wrong:
-        more = f", … and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-        raise CheckpointError(f"{where}: dtypes do not fit: {', '.join(wrong[:_LISTED])}{more}")
+        raise CheckpointError(f"{where}: dtypes do not fit: {', '.join(wrong)}")
     return targets
 
 

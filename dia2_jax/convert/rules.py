@@ -22,7 +22,6 @@ from dia2_jax.errors import CheckpointError
 Shape = tuple[int, ...]
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::([\w|]+))?\}")
-_LISTED = 8
 
 
 class Transform:
@@ -174,9 +173,7 @@ class _Problems:
         for names, _, what in kinds:
             if names:
                 lines.append(f"  {len(names)} {what}:")
-                lines += [f"    {name}" for name in names[:_LISTED]]
-                if len(names) > _LISTED:
-                    lines.append(f"    … and {len(names) - _LISTED} more")
+                lines += [f"    {name}" for name in names]
         lines.append(f"  {hint}")
         raise CheckpointError("\n".join(lines))
 

@@ -129,13 +129,12 @@ def test_two_spellings_of_one_tensor_are_refused():
         TABLE.plan_load({**SOURCES, "old_fused.3": (6, 5)}, TARGETS)
 
 
-def test_long_lists_are_cut_with_a_count():
+def test_every_tensor_is_listed_with_a_count():
     targets = {**TARGETS, **{f"enc.layers.{i}.weight": (1,) for i in range(1, 31)}}
     with pytest.raises(CheckpointError) as caught:
         TABLE.plan_load(SOURCES, targets)
     assert "30 wanted by this toy model and missing" in str(caught.value)
-    assert "… and 22 more" in str(caught.value)
-    assert len(str(caught.value).splitlines()) < 15
+    assert all(f"enc.layers.{i}.weight" in str(caught.value) for i in range(1, 31))
 
 
 @pytest.mark.parametrize(
