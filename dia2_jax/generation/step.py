@@ -264,7 +264,7 @@ def frame_step(
             hidden=out.hidden,
             action=out.action,
             cb0=out.cb0,
-            draws=(action_logits, cb0_logits, *jnp.concatenate(draws)),
+            draws=(action_logits, cb0_logits, *(logits for run in draws for logits in run)),
             picks=jnp.concatenate([action[:, None], column], axis=-1),
             tokens=tokens,
         )

@@ -302,6 +302,8 @@ class Depformer(nnx.Module):
         Returns:
           float32 logits ``[B, C - 1, min(pad, bos)]`` over codebooks 1 to C - 1.
         """
+        if not self.stages:  # a model of codebook 0 alone
+            return jnp.zeros((previous.shape[0], 0, self.vocabulary), jnp.float32)
         columns = []
         projected = {index: self.condition(hidden, index) for index in set(self.config.schedule)}
         for stage, index in enumerate(self.config.schedule):
