@@ -181,6 +181,9 @@ class _Repository:
         self, repo: str, revision: str | None, folder: str = "", put: Path | None = None
     ) -> None:
         self._repo, self._revision, self._folder, self._put = repo, revision, folder, put
+        # Why the hub could not be reached. After that only the cache is asked: the library retries
+        # for half a minute, and once is enough.
+        self._cut_off: BaseException | None = None
 
     def __str__(self) -> str:
         return "/".join(part for part in (self._repo, self._folder) if part)
@@ -200,7 +203,7 @@ class _Repository:
         try:
             return self._download(name)
         except LocalEntryNotFoundError as error:
-            raise HubError(self._unreachable(name, error)) from error
+            raise HubError(self._unreachable(name, self._cut_off or error)) from error
         except EntryNotFoundError:
             raise HubError(
                 f"the repository {self._repo} has no file {self._full(name)}"
@@ -216,7 +219,9 @@ class _Repository:
         return found
 
     def part(self, name: str) -> _Folder | _Repository | None:
-        return _Repository(self._repo, self._revision, self._full(name), self._put)
+        found = _Repository(self._repo, self._revision, self._full(name), self._put)
+        found._cut_off = self._cut_off
+        return found
 
     def place_for(self, name: str) -> Path | None:
         return None
@@ -231,9 +236,15 @@ class _Repository:
         try:
             return Path(
                 huggingface_hub.hf_hub_download(
-                    self._repo, self._full(name), revision=self._revision
+                    self._repo,
+                    self._full(name),
+                    revision=self._revision,
+                    local_files_only=self._cut_off is not None,
                 )
             )
+        except errors.LocalEntryNotFoundError as error:
+            self._cut_off = self._cut_off or error
+            raise
         except errors.EntryNotFoundError:
             raise
         except errors.GatedRepoError as error:
@@ -251,6 +262,7 @@ class _Repository:
         except errors.HFValidationError as error:
             raise HubError(f"{self._repo} is no repository id ({error})") from error
         except OSError as error:  # no network, a refused connection, a full disk
+            self._cut_off = self._cut_off or error
             raise errors.LocalEntryNotFoundError(str(error)) from error
 
     def _unreachable(self, name: str, error: BaseException) -> str:

@@ -30,10 +30,12 @@ class FakeHub:
 
     def __init__(self, root: Path) -> None:
         self.root, self.downloads, self.reachable = root, [], True
+        self.network_calls = 0
 
-    def download(self, repo, filename, *, revision=None):
+    def download(self, repo, filename, *, revision=None, local_files_only=False):
         self.downloads.append((repo, filename, revision))
-        if not self.reachable:
+        self.network_calls += not local_files_only
+        if not self.reachable or local_files_only:
             raise errors.LocalEntryNotFoundError("no connection")
         if not (self.root / repo).is_dir():
             raise build(errors.RepositoryNotFoundError)
@@ -281,3 +283,12 @@ def test_any_network_failure_is_a_hub_error(fake, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(HubError, match="could not be reached .connection reset by peer"):
         hub.resolve("nari/dia")
+
+
+def test_an_unreachable_hub_is_asked_once(fake):
+    """The library retries for half a minute; a model has half a dozen files."""
+    fake.reachable = False
+    with pytest.raises(HubError, match="could not be reached .no connection"):
+        hub.resolve("nari/dia")
+    assert fake.network_calls == 1
+    assert len(fake.downloads) > 1
