@@ -1,9 +1,9 @@
 """The draws of a generation against the recorded ones, and what counts as a tie.
 
-A greedy draw must pick the recorded entry; a sampled one is compared by its whole distribution,
-given that every draw before it was the recorded one. Two entries that lie within ``TIE`` of each
-other are a tie, in either order right: the two best of a greedy draw, and those on either side
-of the guidance filter's cut.
+A greedy draw must pick the recorded entry, and every draw is compared by its whole distribution
+(a greedy one at temperature 1), given that all draws before it were the recorded ones. Two
+entries that lie within ``TIE`` of each other are a tie, in either order right: the two best of a
+greedy draw, and those on either side of the guidance filter's cut.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dia2_jax.generation.sampling import distribution
-from dia2_jax.generation.settings import GenerationConfig
+from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
 from eval.parity_checks import DRAW_BAR, NETWORK_BAR, TIE, Checks, difference
 from eval.parity_network import filtered_difference, guided
 
@@ -121,8 +121,8 @@ class Tally:
       config: the run's settings.
       pairs: for ties at the filter's cut; None where there is no unconditional row.
       logits: worst difference of what was drawn from.
-      variation: worst total variation of a sampled draw.
-      greedy, sampled: how many draws of either kind were compared.
+      variation: worst total variation of a draw.
+      greedy: how many greedy draws were compared.
       wrong: greedy draws that differ without a tie.
       ties: draws that differ by a tie.
       smallest_gap: between the two best entries of any recorded greedy draw.
@@ -134,7 +134,6 @@ class Tally:
     logits: Worst = field(default_factory=Worst)
     variation: Worst = field(default_factory=Worst)
     greedy: int = 0
-    sampled: int = 0
     wrong: list[str] = field(default_factory=list)
     ties: list[str] = field(default_factory=list)
     smallest_gap: float = math.inf
@@ -147,6 +146,7 @@ class Tally:
           pick: what was drawn from them, if the draw is greedy.
         """
         where = f"step {step}, " + ("action" if draw == 0 else f"codebook {draw - 1}")
+        sampling = self.config.text if draw == 0 else self.config.audio
         golden = self.recorded.logits(step, draw)
         cut_tie = False
         if golden is not None:
@@ -157,91 +157,72 @@ class Tally:
             self.logits.take(error, where)
             if cut_tie:
                 self.ties.append(f"{where}: the filter's cut")
-        sampling = self.config.text if draw == 0 else self.config.audio
-        if sampling.temperature > 0:
-            if golden is not None:
-                self._sampled(where, ours, golden, sampling.temperature, sampling.top_k, cut_tie)
-        else:
-            self._greedy(where, ours, golden, pick, step, draw, cut_tie)
-
-    def _sampled(
-        self,
-        where: str,
-        ours: np.ndarray,
-        golden: np.ndarray,
-        temperature: float,
-        top_k: int,
-        cut_tie: bool,
-    ) -> None:
-        self.sampled += 1
-        if ours.shape != golden.shape:
-            self.variation.take(math.inf, where)
-        elif not cut_tie:
-            gap = distribution(ours, temperature, top_k) - distribution(golden, temperature, top_k)
-            self.variation.take(0.5 * float(np.abs(gap).sum()), where)
+            else:
+                self.variation.take(_variation(ours, golden, sampling, error), where)
+        if sampling.temperature <= 0:
+            self._greedy(where, ours if golden is None else golden, pick, step, draw, cut_tie)
 
     def _greedy(
-        self,
-        where: str,
-        ours: np.ndarray,
-        golden: np.ndarray | None,
-        pick: int,
-        step: int,
-        draw: int,
-        cut_tie: bool,
+        self, where: str, judged_by: np.ndarray, pick: int, step: int, draw: int, cut_tie: bool
     ) -> None:
         assert self.recorded.picks is not None
         self.greedy += 1
         wanted = int(self.recorded.picks[step, draw])
-        judged_by = golden if golden is not None else ours
         best = np.sort(judged_by)[::-1]
         if len(best) > 1:
             self.smallest_gap = min(self.smallest_gap, float(best[0]) - float(best[1]))
         if pick == wanted:
             return
         gap = math.inf
-        if pick < len(judged_by) and wanted < len(judged_by):
-            gap = abs(float(judged_by[wanted]) - float(judged_by[pick]))
-        near_best = gap <= TIE and float(best[0]) - float(judged_by[wanted]) <= TIE
-        if near_best:
+        if max(pick, wanted) < len(judged_by):
+            # Both must be near the best, or the recorded pick would be none.
+            gap = float(best[0]) - float(min(judged_by[pick], judged_by[wanted]))
+        if gap <= TIE:
             self.ties.append(f"{where}: {pick} for {wanted}, {gap:.1e} apart")
         elif not cut_tie:
             self.wrong.append(f"{where}: drew {pick}, golden {wanted}, {gap:.1e} apart")
 
     def report(self, name: str, checks: Checks) -> None:
         """The items of all draws."""
-        ties, gap = len(self.ties), self.smallest_gap
+        ties = len(self.ties)
+        explained = "; ".join(self.ties[:2])
         if self.greedy:
             checks.at_most(
                 f"{name}: picks",
                 len(self.wrong),
                 0,
                 "wrong",
-                detail="; ".join((self.wrong or self.ties)[:2]),
+                detail="; ".join(self.wrong[:2]) or explained,
                 ties=ties,
                 of=self.greedy,
-                smallest_gap=gap,
+                smallest_gap=self.smallest_gap,
             )
-        has_logits = "draw_logits" in self.recorded.arrays
-        if self.sampled:
-            detail = self.variation.detail if self.variation.error > DRAW_BAR else ""
-            checks.at_most(
-                f"{name}: draws",
-                self.variation.error,
-                DRAW_BAR,
-                "TV",
-                detail=detail or "; ".join(self.ties[:2]),
-                ties=ties,
-                of=self.sampled,
-            )
-        elif not has_logits and not self.greedy:
+        if "draw_logits" not in self.recorded.arrays:
             checks.absent(f"{name}: draws", "no draw_logits")
-        if has_logits:
-            error = self.logits.error
-            detail = self.logits.detail if error > NETWORK_BAR else ""
-            checks.at_most(f"{name}: draw logits", error, NETWORK_BAR, detail=detail)
-        else:
-            checks.absent(f"{name}: draw logits", "no draw_logits")
+            return
+        error = self.variation.error
+        checks.at_most(
+            f"{name}: draws",
+            error,
+            DRAW_BAR,
+            "TV",
+            detail=self.variation.detail if error > DRAW_BAR else explained,
+            ties=ties,
+            of=self.recorded.steps * (1 + self.recorded.codebooks),
+            largest_logit_difference=self.logits.error,
+        )
+
+
+def _variation(
+    ours: np.ndarray, golden: np.ndarray, sampling: SamplingConfig, error: float
+) -> float:
+    """Total variation of two draws of which the logits differ by ``error``."""
+    if math.isinf(error):
+        return math.inf  # other survivors of the filter are no small matter, however unlikely
+    greedy = sampling.temperature <= 0
+    temperature, top_k = (1.0, 0) if greedy else (sampling.temperature, sampling.top_k)
+    gap = distribution(ours, temperature, top_k) - distribution(golden, temperature, top_k)
+    return 0.5 * float(np.abs(gap).sum())
 
 
 @dataclass

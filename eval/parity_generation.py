@@ -16,11 +16,12 @@ import numpy as np
 
 from dia2_jax.generation.prefix import PrefixPlan, PrefixTurn, WarmUp, plan_prefix, warm_up
 from dia2_jax.generation.rows import Row, Rows
+from dia2_jax.generation.sampling import distribution
 from dia2_jax.generation.settings import MAX_PADDING, GenerationConfig, SamplingConfig
 from dia2_jax.text.machine import Machine
 from dia2_jax.text.script import parse_script
 from dia2_jax.text.timing import WordTime
-from eval.parity_checks import NETWORK_BAR, Checks, difference, snr
+from eval.parity_checks import DRAW_BAR, NETWORK_BAR, Checks, difference, snr
 from eval.parity_draws import Pairs, Recorded, StepTally, Tally, Worst
 from eval.parity_folder import Golden
 from eval.parity_text import read_entries
@@ -214,20 +215,34 @@ def _whole(golden: Golden, run: Run, spoken: Spoken, checks: Checks) -> Pairs | 
         if f"step_{key}" in arrays:
             error, where = difference(by_step[key], arrays[f"step_{key}"])
             worst.take(error, f"{key} {where}")
-    depth = _whole_depth(golden, run, spoken, by_step["hidden"])
-    for step in range(steps):
-        for stage in range(depth.shape[2]):
-            recorded = run.recorded.logits(step, stage + 2)
-            if recorded is not None:
-                # Survivors of the filter keep their conditional logits.
-                kept = np.isfinite(recorded)
-                error = difference(depth[step, 0, stage][kept], recorded[kept])[0]
-                worst.take(error, f"step {step}, codebook {stage + 1}")
     detail = worst.detail if worst.error > NETWORK_BAR else ""
     checks.at_most(name, worst.error, NETWORK_BAR, detail=detail)
+    depth = _whole_depth(golden, run, spoken, by_step["hidden"])
+    _check_depth(run, depth, checks)
     if rows < 2:
         return None
     return Pairs(action=by_step["action"], cb0=by_step["cb0"], depth=depth)
+
+
+def _check_depth(run: Run, depth: np.ndarray, checks: Checks) -> None:
+    """The depformer's draws by the teacher-forced form, as distributions over the survivors."""
+    if "draw_logits" not in run.recorded.arrays:
+        return  # reported with the draws
+    worst = Worst()
+    for step, stage in np.ndindex(len(depth), depth.shape[2]):
+        recorded = run.recorded.logits(step, stage + 2)
+        assert recorded is not None
+        # Survivors of the filter keep their conditional logits.
+        ours = depth[step, 0, stage]
+        if ours.shape == recorded.shape:
+            kept = np.isfinite(recorded)
+            gap = distribution(ours[kept], 1.0, 0) - distribution(recorded[kept], 1.0, 0)
+            error = 0.5 * float(np.abs(gap).sum())
+        else:
+            error = np.inf
+        worst.take(error, f"step {step}, codebook {stage + 1}")
+    detail = worst.detail if worst.error > DRAW_BAR else ""
+    checks.at_most(f"{run.name}: depformer, whole", worst.error, DRAW_BAR, "TV", detail=detail)
 
 
 def _whole_depth(golden: Golden, run: Run, spoken: Spoken, hidden: np.ndarray) -> np.ndarray:
