@@ -8,6 +8,7 @@ of its pipe and uses no processor time. It is also how a cold start is measured:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -79,10 +80,8 @@ class Child:
     def close(self) -> None:
         """End the process."""
         if self._process.is_alive():
-            try:
+            with contextlib.suppress(OSError):  # it ended by itself
                 self._connection.send(None)
-            except OSError:
-                pass  # it ended by itself
             self._process.join(20)
             if self._process.is_alive():
                 self._process.kill()
@@ -146,6 +145,12 @@ def _serve(
     if side is None:
         return
     connection.send((True, None))
-    while (message := connection.recv()) is not None:
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:  # the parent is gone
+            return
+        if message is None:
+            return
         method, values = message
         answer(lambda m=method, v=values: connection.send((True, getattr(side, m)(*v))))

@@ -1,0 +1,172 @@
+"""The latency report as text for people; the numbers are those of the JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """A report of ``eval.latency`` as aligned lines."""
+    machine = report["machine"]
+    lines = [
+        f"{report['config']} · {report['weights']} weights · {report['dtype']}",
+        f"{machine['cpu']} · {machine['cores']} cores · {machine['memory_gb']:.0f} GB · load "
+        f"{machine['load_average_1min']:.2f} before",
+        "",
+    ]
+    lines += _codec(report) if "take" in report else _model(report)
+    return "\n".join(lines)
+
+
+def _model(report: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for kind in ("cold", "warm"):
+        start = report[kind]
+        rows.append(
+            [
+                f"{kind} start",
+                f"ready {start['ready_s']:.1f} s after the weights",
+                f"session {start['session_s']:.1f}, first frame {start['first_frame_s']:.1f}, "
+                f"first chunk {start['first_chunk_s']:.1f} s",
+                f"trace {start['trace_s']:.1f}, lower {start['lower_s']:.1f}, XLA "
+                f"{start['xla_s']:.1f} s, {start['programs']} programs",
+            ]
+        )
+    warm = report["warm"]
+    rows.append(
+        [
+            "loading",
+            f"{warm['load_s']:.1f} s for {warm['weights_gb']:.3f} GB",
+            f"anonymous memory + {_number(warm['anonymous_added_gb'])} GB "
+            f"({_number(warm['anonymous_over_weights'])} × the weights)",
+        ]
+    )
+    stream = report["stream"]
+    rows.append(
+        [
+            "streaming",
+            f"first audio {stream['first_audio_ms']:.0f} ms",
+            f"after {stream['first_audio_frames']} frames, chunks of {stream['chunk_frames']}",
+            f"{stream['x_realtime']:.3f} × real time",
+        ]
+    )
+    for position, step in report["step"].items():
+        rows.append(
+            [
+                f"frame at {position}",
+                f"p50 {step['p50_ms']:.2f} ms",
+                f"p95 {step['p95_ms']:.2f}, p99 {step['p99_ms']:.2f} ms, {step['count']} frames",
+                f"{step['x_realtime']:.3f} × real time; weights {step['weights_gb']:.3f} GB, "
+                f"{step['weights_gb_per_s']:.1f} GB/s",
+            ]
+        )
+        rows.append(
+            [
+                "",
+                f"{step['achieved_gb_per_s']:.1f} GB/s with the cache",
+                f"{step['share_of_bandwidth']:.0%} of what the machine reads "
+                f"({report['machine']['best_gb_per_s']:.1f} GB/s)",
+            ]
+        )
+    decode = report["decode"]
+    rows.append(
+        [
+            "codec",
+            f"p50 {decode['p50_ms']:.2f} ms a frame",
+            f"p95 {decode['p95_ms']:.2f}, p99 {decode['p99_ms']:.2f} ms",
+        ]
+    )
+    rows.append(["memory", *_memory(report["memory"])])
+    if "upstream" in report:
+        for position, both in report["upstream"]["step"].items():
+            rows.append(
+                [
+                    f"in turns at {position}",
+                    f"ours {_spread(both['ours'])}",
+                    f"upstream {_spread(both['theirs'])}",
+                    f"ratio {both['ratio']:.2f}",
+                ]
+            )
+        rows.append(["upstream memory", *_memory(report["upstream"]["memory"])])
+        rows.append(["ratio", f"{report['ratio']:.2f} × upstream's frames a second"])
+    return _align(rows)
+
+
+def _codec(report: Mapping[str, Any]) -> list[str]:
+    take, first = report["take"], report["compile"]
+    rows = [
+        [
+            "take",
+            f"{take['audio_s']:.1f} s, {take['frames']} frames, {take['codebooks']} codebooks",
+        ],
+        [
+            "first runs",
+            f"encode {first['first_encode_s']:.1f}, decode {first['first_decode_s']:.1f} s",
+            f"streams {first['first_stream_1_s']:.1f} and {first['first_stream_8_s']:.1f} s",
+        ],
+    ]
+    for name in ("encode", "decode"):
+        row = [
+            f"whole {name}",
+            _spread(report[name]),
+            f"{report[name]['x_realtime']:.2f} × real time",
+        ]
+        if "transformers" in report:
+            row += [
+                f"transformers {_spread(report['transformers'][name])}",
+                f"ratio {report[f'ratio_{name}']:.2f}",
+            ]
+        rows.append(row)
+    for name, label in (("stream_1", "streamed by 1"), ("stream_8", "streamed by 8")):
+        stream = report[name]
+        rows.append(
+            [
+                label,
+                f"{stream['p50_ms_per_frame']:.2f} ms a frame",
+                f"{stream['x_realtime']:.2f} × real time",
+            ]
+        )
+    rows[-1].append(f"{report['stream_8_over_whole']:.2f} × the whole decode's speed")
+    memory = report["memory"]
+    rows.append(
+        [
+            "long stream",
+            f"{memory['stream_audio_s']:.0f} s at {memory['stream_x_realtime']:.2f} × real time",
+            f"memory grew by {_number(memory['stream_growth_mb'])} MB",
+        ]
+    )
+    rows.append(["memory", *_memory(memory)])
+    if "agreement" in report:
+        agreement = report["agreement"]
+        rows.append(
+            [
+                "agreement",
+                f"decode {agreement['decode_snr_db']:.0f} dB",
+                f"{agreement['encode_equal_share']:.2%} of the codes equal",
+            ]
+        )
+    return _align(rows)
+
+
+def _spread(times: Mapping[str, float]) -> str:
+    return f"{times['p50_ms']:.2f} ms ({times['p25_ms']:.2f} to {times['p75_ms']:.2f})"
+
+
+def _memory(memory: Mapping[str, float | None]) -> list[str]:
+    cells = [
+        f"resident {_number(memory['rss_gb'])}, peak {_number(memory['rss_peak_gb'])} GB",
+        f"anonymous {_number(memory['anonymous_gb'])} GB",
+    ]
+    if memory.get("anonymous_peak_gb") is not None:
+        cells[-1] += f", peak {_number(memory['anonymous_peak_gb'])} GB"
+    return cells
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    label = max(len(row[0]) for row in rows)
+    return [f"{row[0]:<{label}}  {' · '.join(row[1:])}" for row in rows]
