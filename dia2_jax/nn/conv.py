@@ -246,9 +246,7 @@ class GroupedConvTranspose1d(nnx.Module):
         return y, ConvState(tail=x[:, x.shape[1] - self.history :])
 
 
-def from_published_transpose(
-    weight: Float[Array, "D F K"], stride: int
-) -> Float[Array, "R F M D"]:
+def from_published_transpose(weight: Float[Array, "D F K"], stride: int) -> Float[Array, "R F M D"]:
     """Published transposed-convolution weights in the order of :class:`CausalConvTranspose1d`."""
     inputs, outputs, kernel = weight.shape
     blocks = weight.reshape(inputs, outputs, kernel // stride, stride)
@@ -262,9 +260,7 @@ def to_published_transpose(weight: Float[Array, "R F M D"]) -> Float[Array, "D F
     return blocks.reshape(inputs, outputs, taps * stride)
 
 
-def mask_steps(
-    x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None
-) -> Float[Array, "B T D"]:
+def mask_steps(x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None) -> Float[Array, "B T D"]:
     """Zeros from step ``lengths[b]`` of row b on; ``x`` itself where no lengths are given."""
     if lengths is None:
         return x

@@ -37,8 +37,6 @@ class Streaming(Protocol[State]):
         """The state of ``batch`` streams to which nothing has been fed."""
         ...
 
-    def step(
-        self, x: Float[Array, "B T D"], state: State
-    ) -> tuple[Float[Array, "B Y F"], State]:
+    def step(self, x: Float[Array, "B T D"], state: State) -> tuple[Float[Array, "B Y F"], State]:
         """The next chunk; the state handed in must not be used again."""
         ...
