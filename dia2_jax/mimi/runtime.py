@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -26,6 +25,8 @@ SEGMENTS = (32, 8)
 
 class _Compiled(NamedTuple):
     half_norms: Callable[..., Any]
+    init_encode: Callable[..., EncodeState]
+    init_decode: Callable[..., DecodeState]
     encode_step: Callable[..., Any]
     latents_step: Callable[..., Any]
     decode_step: Callable[..., Any]
@@ -40,6 +41,12 @@ def _compile(graphdef: nnx.GraphDef[Mimi], treedef: Any) -> _Compiled:
 
     def half_norms(leaves: list[Array]) -> Any:
         return module(leaves).quantizer.half_norms()
+
+    def init_encode(leaves: list[Array], batch: int) -> EncodeState:
+        return module(leaves).init_encode_state(batch)
+
+    def init_decode(leaves: list[Array], batch: int) -> DecodeState:
+        return module(leaves).init_decode_state(batch)
 
     def encode_step(
         leaves: list[Array],
@@ -64,6 +71,9 @@ def _compile(graphdef: nnx.GraphDef[Mimi], treedef: Any) -> _Compiled:
 
     return _Compiled(
         half_norms=jax.jit(half_norms),
+        # One compiled program each; made one by one, a state is dozens of small ones.
+        init_encode=jax.jit(init_encode, static_argnums=1),
+        init_decode=jax.jit(init_decode, static_argnums=1),
         encode_step=jax.jit(encode_step, static_argnums=5, donate_argnums=4),
         latents_step=jax.jit(latents_step, donate_argnums=3),
         decode_step=jax.jit(decode_step, donate_argnums=2),
@@ -115,11 +125,11 @@ class Codec:
 
     def init_encode_state(self, batch: int = 1) -> EncodeState:
         """The state of ``batch`` streams that have heard nothing."""
-        return self.mimi.init_encode_state(batch)
+        return self._run.init_encode(self._leaves, batch)
 
     def init_decode_state(self, batch: int = 1) -> DecodeState:
         """The state of ``batch`` streams that have said nothing."""
-        return self.mimi.init_decode_state(batch)
+        return self._run.init_decode(self._leaves, batch)
 
     def encode_step(
         self,

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 
 from dia2_jax.config import MimiConfig
 from dia2_jax.nn.conv import CausalConv1d
+from dia2_jax.nn.linear import project
 from dia2_jax.typing import Array, Float, Int
 
 #: Floor of the usage count in ``embed_sum / cluster_usage``.
@@ -33,9 +33,7 @@ class Codebook(nnx.Module):
       initialized: ``[1]``, carried for export.
     """
 
-    def __init__(
-        self, entries: int, width: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, entries: int, width: int, *, param_dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         initial = rngs.params.normal((entries, width), param_dtype)
         self.embed_sum = CodebookVariable(initial)
         self.cluster_usage = CodebookVariable(jnp.ones((entries,), param_dtype))
@@ -60,9 +58,7 @@ class Codebook(nnx.Module):
 
         ``argmin |x - e|^2 = argmin |e|^2 / 2 - x . e``.
         """
-        products = jnp.einsum(
-            "BTD,VD->BTV", x, self.embed_sum[...], precision=lax.Precision.HIGHEST
-        )
+        products = project(x, self.embed_sum[...])
         return jnp.argmin(half_norms - products / self._usage(), axis=-1).astype(jnp.int32)
 
 

@@ -7,6 +7,8 @@ remembers that many keys and values, in a ring.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -50,12 +52,15 @@ class Ring:
         """Put steps ``position[b] ...`` of every row over the oldest ones."""
         slots, steps = self.keys.shape[2], keys.shape[2]
         kept = min(slots, steps)
-        written = position[:, None] + jnp.arange(steps - kept, steps)
-        rows = jnp.arange(keys.shape[0])[:, None]
+        first = steps - kept
+        # Which of the kept steps falls into each slot. A select over the whole ring instead of a
+        # scatter of a few steps: XLA's CPU backend scatters element by element.
+        source = (jnp.arange(slots) - position[:, None] - first) % slots
+        written = (source < kept)[:, None, :, None]
+        index = jnp.minimum(source, kept - 1)[:, None, :, None]
 
         def put(ring: Array, new: Array) -> Array:
-            newest = new[:, :, steps - kept :].swapaxes(1, 2)
-            return ring.at[rows, :, written % slots].set(newest, unique_indices=True)
+            return jnp.where(written, jnp.take_along_axis(new[:, :, first:], index, axis=2), ring)
 
         return Ring(keys=put(self.keys, keys), values=put(self.values, values))
 
@@ -74,35 +79,35 @@ class TransformerState:
 
 
 def _attend(
-    query: Float[Array, "*X K M H"],
+    query: Float[Array, "*X T H"],
     sources: list[tuple[Array, Array, Array]],
     scale: float,
-) -> Float[Array, "*X K M H"]:
+) -> Float[Array, "*X T H"]:
     """Softmax attention over several (keys, values, mask) at once, without joining them.
 
-    M counts query steps times the G query heads of a key-value head; masks are ``[*X, 1, M, S]``.
+    Keys and values are ``[*X, S, H]`` and masks ``[*X, T, S]``, each S its own; the leading axes
+    broadcast against those of the query.
     """
     scores = [
         jnp.where(
             mask,
-            scale * jnp.einsum("...MH,...SH->...MS", query, keys, precision=lax.Precision.HIGHEST),
+            scale * jnp.einsum("...TH,...SH->...TS", query, keys, precision=lax.Precision.HIGHEST),
             _MASKED,
         )
         for keys, _, mask in sources
     ]
-    peak = jnp.max(jnp.stack([s.max(axis=-1) for s in scores]), axis=0)[..., None]
-    weights = [jnp.exp(s - peak) for s in scores]
-    total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
-    out = sum(
-        jnp.einsum("...MS,...SH->...MH", w, values, precision=lax.Precision.HIGHEST)
-        for w, (_, values, _) in zip(weights, sources, strict=True)
-    )
+    peak = functools.reduce(jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores])
+    total, out = jnp.zeros_like(peak), jnp.zeros_like(query)
+    for part, (_, values, _) in zip(scores, sources, strict=True):
+        weights = jnp.exp(part - peak)
+        total = total + weights.sum(axis=-1, keepdims=True)
+        out = out + jnp.einsum(
+            "...TS,...SH->...TH", weights, values, precision=lax.Precision.HIGHEST
+        )
     return out / total
 
 
-def _band(
-    queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int
-) -> Bool[Array, "B T S"]:
+def _band(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window: int) -> Bool[Array, "B T S"]:
     """Which key positions a query position sees; negative key positions do not exist."""
     gap = queries[:, :, None] - keys[:, None, :]
     return (gap >= 0) & (gap < window) & (keys[:, None, :] >= 0)
