@@ -6,8 +6,9 @@
     python -m eval.latency --codec --config mimi --against transformers
 
 ``--config`` is a shape of ``configs/`` (random weights are made in memory, no tokenizer is
-needed) or a checkpoint folder. Measure on an otherwise idle machine; the load average found at
-the start is part of the report.
+needed) or a checkpoint folder. Measure on an otherwise idle machine: one busy program beside the
+measurement slows the two sides of a comparison unevenly, several times over. The load average at
+the start and the share of the processors that other programs took are part of the report.
 
 A model is started twice, each time in a new process: **cold**, with an empty folder for compiled
 programs, then **warm**, with the folder that the first one filled. The second process goes on to
@@ -25,8 +26,9 @@ The report (``--json``; every number has its unit in its name, GB are 1e9 bytes;
 system does not tell):
 
     command, config, weights ("random" or "checkpoint"), dtype, versions, backend, context_steps
-    machine   cpu, cores, memory_gb, system, load_average_1min, and the read bandwidth found by
-              several reductions in the same run: numpy_max_gb_per_s, numpy_sum_gb_per_s,
+    machine   cpu, cores, memory_gb, system, load_average_1min (before), others_cpu_share (of all
+              cores, by other programs during the run), and the read bandwidth found by several
+              reductions in the same run: numpy_max_gb_per_s, numpy_sum_gb_per_s,
               jax_matvec_gb_per_s, best_gb_per_s
     cold, warm  import_s (process start to backend started), load_s, weights_gb (model and codec),
               anonymous_added_gb (peak while loading over before) and anonymous_over_weights;
@@ -68,7 +70,7 @@ import click
 
 from dia2_jax.errors import Dia2Error
 from eval import codec_speed
-from eval.latency_machine import describe
+from eval.latency_machine import OtherWork, describe
 from eval.latency_models import Source, write_config
 from eval.latency_process import Child, MeasurementError, Side
 from eval.latency_report import table
@@ -294,7 +296,7 @@ def main(
         raise click.UsageError("Missing option '--config'.")
     command = shlex.join(["python", "-m", "eval.latency", *sys.argv[1:]])
     # Before anything else is running.
-    machine = describe()
+    machine, others = describe(), OtherWork()
     if machine["load_average_1min"] > 0.5:
         _say(f"the machine is busy (load average {machine['load_average_1min']:.2f})")
     try:
@@ -330,6 +332,7 @@ def main(
             )
     except (Dia2Error, MeasurementError) as error:
         raise click.ClickException(str(error)) from error
+    machine["others_cpu_share"] = others.share()
     report = {
         "command": command,
         "config": source.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -43,6 +44,39 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+class OtherWork:
+    """How much of the machine other programs used since this was made.
+
+    Two sides that wait for each other's threads suffer unevenly from a third program, so times and
+    ratios of a busy machine mean nothing.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._sample()
+
+    def share(self) -> float:
+        """Processor time of all programs but this one and its children, 0 to 1 of all cores."""
+        wall, busy, own = (b - a for a, b in zip(self._start, self._sample(), strict=True))
+        return min(max((busy - own) / max(wall, 1e-9), 0.0), 1.0)
+
+    @staticmethod
+    def _sample() -> tuple[float, float, float]:
+        system = psutil.cpu_times()
+        wall = sum(system)
+        idle = system.idle + getattr(system, "iowait", 0.0)
+        # Linux counts guests in user time, too.
+        guests = getattr(system, "guest", 0.0) + getattr(system, "guest_nice", 0.0)
+        me = psutil.Process()
+        mine = me.cpu_times()
+        # Children that ended are counted in their parent; those still running are not.
+        own = mine.user + mine.system + mine.children_user + mine.children_system
+        for child in me.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = child.cpu_times()
+                own += times.user + times.system + times.children_user + times.children_system
+        return wall - guests, wall - guests - idle, own
 
 
 def versions(*names: str) -> dict[str, str | None]:

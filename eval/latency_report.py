@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+#: Share of the processors that other programs may take before the report warns.
+BUSY = 0.05
+
 
 def table(report: Mapping[str, Any]) -> str:
     """A report of ``eval.latency`` as aligned lines."""
     machine = report["machine"]
+    others = machine["others_cpu_share"]
     lines = [
         f"{report['config']} · {report['weights']} weights · {report['dtype']}",
         f"{machine['cpu']} · {machine['cores']} cores · {machine['memory_gb']:.0f} GB · load "
-        f"{machine['load_average_1min']:.2f} before",
-        "",
+        f"{machine['load_average_1min']:.2f} before, other programs {others:.0%} during",
     ]
+    if others > BUSY:
+        lines.append("NOT AN IDLE MACHINE: times and ratios below mean little, measure again")
+    lines.append("")
     lines += _codec(report) if "take" in report else _model(report)
     return "\n".join(lines)
 
@@ -30,7 +36,8 @@ def _model(report: Mapping[str, Any]) -> list[str]:
                 f"session {start['session_s']:.1f}, first frame {start['first_frame_s']:.1f}, "
                 f"first chunk {start['first_chunk_s']:.1f} s",
                 f"trace {start['trace_s']:.1f}, lower {start['lower_s']:.1f}, XLA "
-                f"{start['xla_s']:.1f} s, {start['programs']} programs",
+                f"{start['xla_s']:.1f} s, {start['programs']} programs "
+                f"({start['cache_hits']} from the cache)",
             ]
         )
     warm = report["warm"]
