@@ -155,10 +155,14 @@ def test_codes_do_not_depend_on_how_the_text_arrives(
 @settings(max_examples=12)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 6)), max_size=30))
 @example([(2, 99, 40), (0, 12, 3), (0, 99, 3), (1, 99, 0)])
-def test_rows_wait_for_their_own_text_only(run, make_rows, driver, arrivals) -> None:
-    """Whoever is fed when, and however far the others got meanwhile: the same bits."""
-    whole = run("main", CONFIGS, SCRIPTS, seeds=SEEDS)
-    rows = make_rows("main", CONFIGS, SEEDS)
+def test_rows_wait_for_their_own_text_only(run, make_rows, make_plan, driver, arrivals) -> None:
+    """Whoever is fed when, and however far the others got meanwhile: the same bits.
+
+    Rows 1 and 2 have prefixes, which warm up while the others are under way.
+    """
+    plans = [None, make_plan("main", "exact"), make_plan("main", "upstream", 1)]
+    whole = run("main", CONFIGS, SCRIPTS, seeds=SEEDS, plans=plans)
+    rows = make_rows("main", CONFIGS, SEEDS, plans)
     left = list(SCRIPTS)
     for row, letters, frames in arrivals:
         if left[row]:
