@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dia2_jax.cli.files import EXISTING_FILE, OutputPath, load_codes, save_codes
+from dia2_jax.cli.files import EXISTING_FILE, OutputPath, load_codes, save_codes, write_audio
 from dia2_jax.cli.options import apply
 from dia2_jax.cli.terminal import Meter, note, talk_options
 from dia2_jax.errors import AudioError
@@ -119,7 +119,6 @@ def decode(codes: Path, output: str, mimi: str | None, model: str | None) -> Non
 
     import numpy as np
 
-    from dia2_jax.audio import write_wav
     from dia2_jax.mimi.runtime import StreamingDecoder
     from dia2_jax.voice import codec_fingerprint
 
@@ -137,6 +136,6 @@ def decode(codes: Path, output: str, mimi: str | None, model: str | None) -> Non
             pieces.append(decoder.push(found[None, :, start : start + _PIECE])[0])
             meter(min(start + _PIECE, found.shape[1]))
     wave = np.concatenate(pieces)
-    write_wav(output, wave, runner.sample_rate)
+    write_audio(output, wave, runner.sample_rate)
     seconds = time.perf_counter() - started
     note(f"{output}: {len(wave) / runner.sample_rate:.2f} s of audio in {seconds:.2f} s")

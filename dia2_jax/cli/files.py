@@ -21,6 +21,8 @@ from dia2_jax.errors import AudioError, ScriptError
 if TYPE_CHECKING:
     import numpy as np
 
+    from dia2_jax.typing import Float, Int
+
 #: Files that exist. click says which is missing.
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -99,9 +101,18 @@ def _decoded(content: bytes, where: str) -> str:
         ) from None
 
 
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+def _is_special(path: Path) -> bool:
+    """A pipe or device, which is written to and must not be replaced by a file."""
+    return path.exists() and not path.is_file()
+
+
+def write_atomically(target: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Give ``write`` a binary file that takes its name when it is complete."""
-    path = Path(path)
+    if _is_special(Path(target)):
+        with open(target, "wb") as special:
+            write(special)
+        return
+    path = Path(os.path.realpath(target))  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -111,6 +122,17 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Non
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_audio(target: str, wave: Float[np.ndarray, " W"], sample_rate: int) -> None:
+    """A whole WAV to a file, a pipe or device, or standard output ("-")."""
+    from dia2_jax.audio import WavWriter, write_wav
+
+    if target == "-" or _is_special(Path(target)):
+        with WavWriter(target, sample_rate) as out:
+            out.write(wave)
+    else:
+        write_wav(os.path.realpath(target), wave, sample_rate)
 
 
 def write_json(target: str | None, content: dict[str, Any]) -> None:
@@ -139,7 +161,9 @@ def refuse_two_on_stdout(output: str | None, json_target: str | None) -> None:
         raise click.UsageError("audio and JSON cannot both go to standard output")
 
 
-def save_codes(path: str, codes: np.ndarray, *, sample_rate: int, samples: int, codec: str) -> None:
+def save_codes(
+    path: str, codes: Int[np.ndarray, "C T"], *, sample_rate: int, samples: int, codec: str
+) -> None:
     """Codes ``[C, T]`` as .npz or .safetensors, with what decoding and checking need."""
     import numpy as np
 
@@ -156,7 +180,7 @@ def save_codes(path: str, codes: np.ndarray, *, sample_rate: int, samples: int, 
     write_safetensors(path, {"codes": spec}, lambda name: codes, metadata)
 
 
-def load_codes(path: Path) -> tuple[np.ndarray, str | None]:
+def load_codes(path: Path) -> tuple[Int[np.ndarray, "C T"], str | None]:
     """Codes ``[C, T]`` of :func:`save_codes` or of a voice file, and the codec's fingerprint.
 
     Raises:

@@ -12,6 +12,7 @@ from dia2_jax.cli.files import (
     read_script,
     refuse_terminal,
     refuse_two_on_stdout,
+    write_audio,
     write_json,
 )
 from dia2_jax.cli.options import (
@@ -77,14 +78,7 @@ def generate(script: str | None, output: str, json_target: str | None, **options
     voices = prompts.prepare(model)
     with Meter(model.frame_rate) as meter:
         result = model.generate(text, settings, voices=voices, seed=seed, progress=meter)
-
-    from dia2_jax.audio import WavWriter, write_wav
-
-    if output == "-":
-        with WavWriter("-", result.sample_rate) as out:
-            out.write(result.waveform)
-    else:
-        write_wav(output, result.waveform, result.sample_rate)
+    write_audio(output, result.waveform, result.sample_rate)
     write_json(
         json_target,
         report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,11 +175,9 @@ class Prompts:
 
 
 def is_voice_file(path: Path) -> bool:
-    """Whether a file is one of `dia2-jax voice` rather than a recording (it is safetensors)."""
+    """Whether a file is one of `dia2-jax voice`, by its name or its content (safetensors: the
+    length of a header, then JSON), rather than a recording."""
     with path.open("rb") as file:
         start = file.read(9)
-    return (
-        len(start) == 9
-        and start[8:] == b"{"
-        and int.from_bytes(start[:8], "little") <= os.path.getsize(path) - 8
-    )
+    header = int.from_bytes(start[:8], "little")
+    return path.suffix == ".voice" or (start[8:] == b"{" and header < 100_000_000)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,21 @@ def test_an_existing_file_is_replaced_but_never_by_half_of_one(
     assert generate(SCRIPT).exit_code == 130
     assert Path("out.wav").read_bytes() == b"old"
     assert [path.name for path in Path().iterdir()] == ["out.wav"]
+
+
+def test_links_and_pipes_are_written_to_not_replaced(generate: Any, asked: list[Any]) -> None:
+    Path("link.wav").symlink_to("real.wav")
+    assert generate(SCRIPT, output="link.wav").exit_code == 0
+    assert Path("link.wav").is_symlink() and soundfile.info("real.wav").frames == 1920
+    os.mkfifo("pipe")
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(Path("pipe").read_bytes()))
+    reader.start()
+    assert generate(SCRIPT, output="pipe").exit_code == 0
+    reader.join(10)
+    assert Path("pipe").is_fifo() and soundfile.info(io.BytesIO(found[0])).frames == 1920
+    run = generate(SCRIPT, "--json", "/dev/full")
+    assert run.exit_code == 1 and run.stderr == "dia2-jax: error: No space left on device\n"
 
 
 def test_a_truncated_take_is_written_and_has_its_own_status(generate: Any) -> None:
@@ -348,9 +365,13 @@ def test_turns_that_cannot_be_used_name_file_and_turn(
 
 def test_errors_of_voices_are_one_line(generate: Any, recording: Path, voice: Voice) -> None:
     Path("cut.voice").write_bytes(Path("ben.voice").read_bytes()[:-3])
+    Path("head.voice").write_bytes(Path("ben.voice").read_bytes()[:60])
+    Path("renamed.bin").write_bytes(Path("ben.voice").read_bytes()[:60])
     Path("words.json").write_text('[{"text": "late", "start": 5, "end": 6}]')
     for arguments, message in (
-        (["--voice-1", "cut.voice"], "cut.voice"),
+        (["--voice-1", "cut.voice"], "error: no voice file: cut.voice: "),
+        (["--voice-1", "head.voice"], "error: no voice file: head.voice: "),
+        (["--voice-1", "renamed.bin"], "error: no voice file: renamed.bin: "),
         (["--voice-1", recording, "--words-1", "words.json"], "starts at 5 s but the recording"),
         (["--voice-1", __file__, "--transcript-1", "Hm"], "cannot be read as audio"),
     ):
