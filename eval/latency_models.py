@@ -106,7 +106,8 @@ def _read(name: str) -> dict[str, Any]:
 def random_params(abstract: Any, seed: int = 0) -> Any:
     """Weights for every leaf of an abstract parameter tree.
 
-    Matrices ``[out, ...]`` are uniform with variance 1 / fan-in, scales and counts are 1, biases 0.
+    Matrices ``[out, ...]``, and transposed convolutions ``[stride, out, ...]``, are uniform with
+    variance 1 / fan-in, scales and counts are 1, biases 0.
     """
     import jax.numpy as jnp
     import numpy as np
@@ -120,9 +121,10 @@ def random_params(abstract: Any, seed: int = 0) -> Any:
         if len(leaf.shape) <= 1:
             value = np.full(leaf.shape, 0.0 if name.endswith("bias") else 1.0, np.float32)
         else:
+            fan_in = np.prod(leaf.shape[2 if len(leaf.shape) == 4 else 1 :])
             value = generator.random(leaf.shape, np.float32)
             value -= 0.5
-            value *= (12.0 * leaf.shape[0] / leaf.size) ** 0.5
+            value *= (12.0 / float(fan_in)) ** 0.5
         made[name] = jnp.asarray(value, leaf.dtype)
     return checkpoint.unflatten_tree(structure, made)
 
