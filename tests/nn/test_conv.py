@@ -139,7 +139,7 @@ def contract(name):
     layer, block = LAYERS[name]
     made = layer()
     features = made.weight.shape[0 if name == "grouped" else -1]
-    x = normal(np.random.default_rng(2), 2, 10 * block, features)
+    x = normal(np.random.default_rng(2), 2, 11 * block, features)
     return Contract(made, x, block=block)
 
 
@@ -153,8 +153,7 @@ def test_streaming_contract(name):
 @pytest.mark.parametrize("name", ["dilated", "strided", "transposed wide"])
 def test_any_chunking_is_the_whole(name, data):
     held = contract(name)
-    sizes = [held.block * n for n in (1, 2, 3)]
-    held.check_chunks(data.draw(chunkings(held.x.shape[1], sizes)))
+    held.check_chunks(data.draw(chunkings(held.x.shape[1], held.block)))
 
 
 def test_both_ways_of_computing_agree_where_they_meet(monkeypatch):
