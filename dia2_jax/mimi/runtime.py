@@ -19,16 +19,17 @@ from dia2_jax.errors import AudioError, SessionError
 from dia2_jax.mimi.codec import DecodeState, EncodeState, Mimi
 from dia2_jax.typing import Array, ArrayLike, Float, Int
 
-#: Frames a whole take is cut into: the large one, and one for short takes and short rests.
-SEGMENTS = (32, 8)
+#: Frames of a segment of a whole take. The last one is filled up: one shape is one program to
+#: compile, and larger ones are no faster (their activations leave the processor's caches).
+SEGMENT = 16
 
 
 class _Compiled(NamedTuple):
     half_norms: Callable[..., Any]
     init_encode: Callable[..., EncodeState]
     init_decode: Callable[..., DecodeState]
-    encode_step: Callable[..., Any]
     latents_step: Callable[..., Any]
+    quantize: Callable[..., Any]
     decode_step: Callable[..., Any]
 
 
@@ -48,21 +49,13 @@ def _compile(graphdef: nnx.GraphDef[Mimi], treedef: Any) -> _Compiled:
     def init_decode(leaves: list[Array], batch: int) -> DecodeState:
         return module(leaves).init_decode_state(batch)
 
-    def encode_step(
-        leaves: list[Array],
-        norms: Any,
-        wave: Array,
-        lengths: Array,
-        state: EncodeState,
-        codebooks: int,
-    ) -> tuple[Array, EncodeState]:
-        mimi = module(leaves)
-        return mimi.encode_step(wave, state, lengths, half_norms=norms, codebooks=codebooks)
-
     def latents_step(
         leaves: list[Array], wave: Array, lengths: Array, state: EncodeState
     ) -> tuple[Array, EncodeState]:
         return module(leaves).encode_latents_step(wave, state, lengths)
+
+    def quantize(leaves: list[Array], norms: Any, features: Array, codebooks: int) -> Array:
+        return module(leaves).quantizer.encode(features, norms, codebooks)
 
     def decode_step(
         leaves: list[Array], codes: Array, state: DecodeState
@@ -74,28 +67,19 @@ def _compile(graphdef: nnx.GraphDef[Mimi], treedef: Any) -> _Compiled:
         # One compiled program each; made one by one, a state is dozens of small ones.
         init_encode=jax.jit(init_encode, static_argnums=1),
         init_decode=jax.jit(init_decode, static_argnums=1),
-        encode_step=jax.jit(encode_step, static_argnums=5, donate_argnums=4),
+        # In two, so that features and any number of codebooks share the large program.
         latents_step=jax.jit(latents_step, donate_argnums=3),
+        quantize=jax.jit(quantize, static_argnums=3),
         decode_step=jax.jit(decode_step, donate_argnums=2),
     )
-
-
-def _segments(frames: int) -> Iterator[tuple[int, int]]:
-    """``(start, size)`` of segments that cover ``frames``; the last one may reach beyond."""
-    large, small = SEGMENTS
-    start = 0
-    while frames - start > 0:
-        size = small if frames - start <= small else large
-        yield start, size
-        start += size
 
 
 class Codec:
     """A Mimi ready to run. Weights are those the module held when this was made.
 
-    ``encode`` and ``decode`` take and return host arrays. ``encode_step`` and ``decode_step`` are
-    one compiled call each, on device arrays; the state given to them is donated, so only the
-    returned one may be used afterwards.
+    ``encode`` and ``decode`` take and return host arrays. ``encode_step`` and ``decode_step`` run
+    compiled and return device arrays without waiting for them; the state given to them is
+    donated, so only the returned one may be used afterwards.
     """
 
     def __init__(self, mimi: Mimi) -> None:
@@ -145,7 +129,8 @@ class Codec:
         if lengths is None:
             lengths = np.full((wave.shape[0],), wave.shape[1], np.int32)
         count = self._count(codebooks)
-        return self._run.encode_step(self._leaves, self._half_norms, wave, lengths, state, count)
+        features, state = self._run.latents_step(self._leaves, wave, lengths, state)
+        return self._run.quantize(self._leaves, self._half_norms, features, count), state
 
     def decode_step(
         self, codes: Int[ArrayLike, "B C T"], state: DecodeState
@@ -171,9 +156,7 @@ class Codec:
         pieces = []
         state = self.init_encode_state(len(wave))
         for chunk, left in self._chunks(wave, lengths):
-            codes, state = self._run.encode_step(
-                self._leaves, self._half_norms, chunk, left, state, count
-            )
+            codes, state = self.encode_step(chunk, state, left, count)
             pieces.append(codes)
         whole = np.concatenate([np.asarray(piece) for piece in pieces], axis=2)
         return whole[:, :, : self.mimi.frames_for(wave.shape[1])]
@@ -199,18 +182,15 @@ class Codec:
         """
         host = self._checked(codes)
         frames = host.shape[2]
-        wave = np.empty((host.shape[0], self.mimi.samples_for(frames)), np.float32)
+        host = np.pad(host, ((0, 0), (0, 0), (0, -frames % SEGMENT)))
         state = self.init_decode_state(host.shape[0])
         pieces = []
-        for start, size in _segments(frames):
-            chunk = host[:, :, start : start + size]
-            chunk = np.pad(chunk, ((0, 0), (0, 0), (0, size - chunk.shape[2])))
-            piece, state = self._run.decode_step(self._leaves, chunk, state)
-            pieces.append((start, piece))
-        for start, piece in pieces:
-            room = wave[:, start * self.samples_per_frame :][:, : piece.shape[1]]
-            room[:] = np.asarray(piece)[:, : room.shape[1]]
-        return wave
+        for start in range(0, frames, SEGMENT):
+            wave, state = self.decode_step(host[:, :, start : start + SEGMENT], state)
+            pieces.append(wave)
+        # Joined on the host: on the device every number of segments would be a program.
+        whole = [np.zeros((host.shape[0], 0), np.float32), *map(np.asarray, pieces)]
+        return np.concatenate(whole, axis=1)[:, : self.mimi.samples_for(frames)]
 
     def _count(self, codebooks: int | None) -> int:
         count = self.codebooks if codebooks is None else codebooks
@@ -231,11 +211,11 @@ class Codec:
             raise AudioError(
                 f"encode: lengths must be {batch} numbers from 1 to {samples}, got {counts}"
             )
-        for start, size in _segments(self.mimi.frames_for(samples)):
-            first, span = self.mimi.samples_for(start), self.mimi.samples_for(size)
-            chunk = host[:, first : first + span]
+        span = self.mimi.samples_for(SEGMENT)
+        for start in range(0, samples, span):
+            chunk = host[:, start : start + span]
             chunk = np.pad(chunk, ((0, 0), (0, span - chunk.shape[1])))
-            yield chunk, np.clip(counts - first, 0, span).astype(np.int32)
+            yield chunk, np.clip(counts - start, 0, span).astype(np.int32)
 
     def _checked(self, codes: Int[ArrayLike, "B C T"]) -> np.ndarray:
         host = np.asarray(codes)
@@ -258,8 +238,8 @@ class Codec:
 class StreamingEncoder:
     """Samples in, codes out, whatever the size of the pieces; equal to the whole encode.
 
-    Buffers up to one frame. Pieces are encoded frame by frame or in runs of a fixed size, so
-    that pieces of irregular size compile nothing new.
+    Buffers up to one frame. Pieces are encoded frame by frame or in runs of one size, so that
+    pieces of irregular size compile nothing new.
     """
 
     def __init__(self, codec: Codec, batch: int = 1, codebooks: int | None = None) -> None:
@@ -325,9 +305,9 @@ class StreamingDecoder:
 
 
 def runs(frames: int) -> Iterator[tuple[int, int]]:
-    """``(start, size)`` of runs that cover ``frames`` exactly, sizes from SEGMENTS or 1."""
+    """``(start, size)`` of runs that cover ``frames`` exactly; each is a SEGMENT or 1 long."""
     start = 0
-    for size in (*SEGMENTS, 1):
+    for size in (SEGMENT, 1):
         while frames - start >= size:
             yield start, size
             start += size
