@@ -104,9 +104,11 @@ class Dia2:
                 f"the model predicts {data.codebooks} codebooks but the codec has "
                 f"{mimi_config.num_quantizers}: give the codec that belongs to this model"
             )
-        if data.depth_vocab_size > mimi_config.codebook_size:
+        special = {data.audio_pad, data.audio_bos}
+        largest = max(code for code in range(data.audio_vocab_size) if code not in special)
+        if largest >= mimi_config.codebook_size:
             raise CheckpointError(
-                f"the model predicts codes up to {data.depth_vocab_size - 1} but the codec's "
+                f"the model predicts codes up to {largest} but the codec's "
                 f"codebooks have {mimi_config.codebook_size} entries: give the codec that belongs "
                 "to this model"
             )
@@ -260,8 +262,10 @@ class Dia2:
           chunk_frames: frames in a chunk, 80 ms each in the published codec. Larger chunks cost
             less, the first one comes later.
         """
-        if chunk_frames < 1:
-            raise ConfigError(f"chunk_frames: must be at least 1, got {chunk_frames}")
+        if not isinstance(chunk_frames, int | np.integer) or chunk_frames < 1:
+            raise ConfigError(f"chunk_frames: must be a whole number >= 1, got {chunk_frames!r}")
+        if not isinstance(config or GenerationConfig(), GenerationConfig):
+            raise ConfigError(f"config: must be a GenerationConfig, got {config!r}")
         config = config or GenerationConfig()
         rows = self._rows([config], [seed], [self._plan(voices, config)])
         return Session(rows, self.codec, chunk_frames=chunk_frames)
@@ -348,8 +352,9 @@ class Dia2:
         plans: Sequence[PrefixPlan | None],
     ) -> Rows:
         for seed in seeds:
-            if isinstance(seed, bool) or not 0 <= int(seed) < 2**32:
-                raise ConfigError(f"seed: must be a whole number from 0 to 2**32 - 1, got {seed}")
+            whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+            if not whole or not 0 <= seed < 2**32:
+                raise ConfigError(f"seed: must be a whole number from 0 to 2**32 - 1, got {seed!r}")
         return Rows(
             self._programs, self.tokenizer, configs, seeds, plans, frame_rate=self.frame_rate
         )
@@ -372,6 +377,8 @@ def _stream(session: Session, pieces: Iterable[str]) -> Iterator[Chunk]:
         for piece in pieces:
             session.feed(piece)
             yield from session
+            if session.finished:  # the context ended; the text may never
+                return
         session.close()
         yield from session
     finally:

@@ -174,6 +174,11 @@ def prefix_turns(voices: Voices, fingerprint: str) -> list[PrefixTurn]:
     """
     turns = []
     for turn in _turns(voices):
+        if not isinstance(turn.voice, Voice):
+            raise PrefixError(
+                f"the voice of speaker {turn.speaker} is {turn.voice!r}: prepare the recording "
+                "with model.prepare_voice, or load one with Voice.load"
+            )
         if turn.voice.codec != fingerprint:
             raise PrefixError(
                 f"the voice of speaker {turn.speaker} was prepared with another codec "
@@ -192,8 +197,13 @@ def _turns(voices: Voices) -> list[Turn]:
     if isinstance(voices, Turn):
         return [voices]
     if isinstance(voices, Mapping):
-        return [Turn(speaker, voices[speaker]) for speaker in sorted(voices)]
-    items = list(voices)
+        if not all(speaker in (1, 2) and isinstance(speaker, int) for speaker in voices):
+            raise PrefixError(f"voices: speakers are the numbers 1 and 2, got {list(voices)}")
+        given = {speaker: voice for speaker, voice in voices.items() if voice is not None}
+        return [Turn(speaker, given[speaker]) for speaker in sorted(given)]
+    items = (
+        list(voices) if isinstance(voices, Sequence) and not isinstance(voices, str) else [voices]
+    )
     if items and all(isinstance(item, Turn) for item in items):
         return [item for item in items if isinstance(item, Turn)]
     if len(items) <= 2 and all(item is None or isinstance(item, Voice) for item in items):

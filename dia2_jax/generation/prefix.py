@@ -99,7 +99,7 @@ def plan_prefix(
       PrefixError: no turn, only turns of speaker 2, codes of the wrong shape, a prefix as long as
         the model's context, or words that cannot be taken in so few frames.
     """
-    _check_turns(turns, config)
+    _check_turns(turns, config, frame_rate)
     entries: list[Entry] = []
     steps: list[int] = []
     offset = 0
@@ -120,11 +120,11 @@ def plan_prefix(
         # The machine's own pace from here on: the pauses were spoken, they are not to come.
         entries = [Entry(entry.tokens, entry.text, len(entry.tokens)) for entry in entries]
         ahead = config.data.second_stream_ahead
-        steps = _exact_steps(entries, steps, codes.shape[1], needs_gap=ahead == 0)
+        steps = _exact_steps(entries, steps, codes.shape[1], frame_rate, needs_gap=ahead == 0)
     return PrefixPlan(kind=kind, entries=tuple(entries), steps=tuple(steps), codes=codes)
 
 
-def _check_turns(turns: Sequence[PrefixTurn], config: Dia2Config) -> None:
+def _check_turns(turns: Sequence[PrefixTurn], config: Dia2Config, frame_rate: float) -> None:
     data, context = config.data, config.runtime.max_context_steps
     if not turns:
         raise PrefixError("the prefix has no turn: give at least one voice, or none at all")
@@ -150,17 +150,22 @@ def _check_turns(turns: Sequence[PrefixTurn], config: Dia2Config) -> None:
             )
     frames = sum(turn.codes.shape[1] for turn in turns)
     if frames < 2:
-        raise PrefixError(f"the prefix has {frames} frames: it needs at least 2 (0.16 s)")
+        raise PrefixError(f"the prefix has {frames} frames: it needs at least 2")
     if frames >= context - data.max_delay:
         raise PrefixError(
-            f"the prefix has {frames} frames ({frames / 12.5:.1f} s), the model's context is "
+            f"the prefix has {frames} frames ({frames / frame_rate:.1f} s), the model's context is "
             f"{context} steps with {data.max_delay} for delays: shorten the prefix to leave room "
             "for speech"
         )
 
 
 def _exact_steps(
-    entries: Sequence[Entry], wanted: Sequence[int], frames: int, *, needs_gap: bool
+    entries: Sequence[Entry],
+    wanted: Sequence[int],
+    frames: int,
+    frame_rate: float,
+    *,
+    needs_gap: bool,
 ) -> list[int]:
     """Steps as near to ``wanted`` as the machine can take every word once inside the prefix.
 
@@ -182,8 +187,8 @@ def _exact_steps(
         needed = sum(room) + 1
         raise PrefixError(
             f"the prefix says {len(entries)} words, which the model reads in {needed} frames "
-            f"({needed / 12.5:.2f} s) at least, but its audio has {frames}: check that the words "
-            "belong to this audio, or leave some out"
+            f"({needed / frame_rate:.2f} s) at least, but its audio has {frames}: check that "
+            "the words belong to this audio, or leave some out"
         )
     steps: list[int] = []
     for index, step in enumerate(wanted):

@@ -8,6 +8,7 @@ aligned frames that are complete.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,7 @@ class Row:
             return False
         step = int(output.frame[index])
         if not output.finite[index]:
+            self.done, self.waiting = True, False
             raise NonFiniteError(
                 f"the model produced NaN or infinite logits in frame {step}"
                 f" (row {index}): its weights are damaged, or this dtype is too narrow for them; "
@@ -175,7 +177,11 @@ class Row:
     def available(self) -> int:
         """How many output frames are complete."""
         crop = self.crop
-        return 0 if crop is None else max(0, self.computed + 1 - self._model.data.max_delay - crop)
+        if crop is None:
+            return 0
+        # The words of a frame are known when its own step ran, also where codes have no delay.
+        held = max(self._model.data.max_delay, 0 if self.done else 1)
+        return max(0, self.computed + 1 - held - crop)
 
     def frames(self, start: int, stop: int) -> Int[np.ndarray, "C T"]:
         """Aligned codes of output frames ``start`` to ``stop - 1``, all of them complete."""
@@ -242,7 +248,7 @@ class Rows:
         )
         # A row does nothing before its prefix.
         held = jnp.asarray([not row.started for row in self.rows])
-        self._state: GenerationState | None = state.replace(done=held)
+        self._state: GenerationState | None = replace(state, done=held)
         self._queue: TextQueue | None = None
 
     def feed(self, index: int, text: str) -> None:
@@ -310,7 +316,7 @@ class Rows:
             tokens[index, :, : each.tokens.shape[1]] = each.tokens
         chosen = np.isin(np.arange(len(self.rows)), list(warm))
         state = self._programs.prefill(self._state, tokens, chosen, self.options)
-        small = jax.tree.map(np.array, state.replace(cache=(), keys=()))
+        small = jax.tree.map(np.array, replace(state, cache=(), keys=jnp.zeros(0)))
         for index, each in warm.items():
             machine = from_spec(
                 each.machine,
@@ -330,7 +336,7 @@ class Rows:
                 lambda all_, one, i=index: all_.__setitem__(i, one), small.machine, machine
             )
         moved = jax.tree.map(jnp.asarray, small)
-        self._state = moved.replace(cache=state.cache, keys=state.keys)
+        self._state = replace(moved, cache=state.cache, keys=state.keys)
 
     def _machine(self, row: Row) -> Machine:
         ahead = self.model.data.second_stream_ahead

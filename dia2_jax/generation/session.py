@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dia2_jax.errors import SessionError
+from dia2_jax.errors import NonFiniteError, SessionError
 from dia2_jax.generation.rows import Row, Rows
 from dia2_jax.mimi.codec import DecodeState
 from dia2_jax.mimi.runtime import Codec
@@ -28,12 +28,14 @@ class Chunk:
       words: (text, seconds from the start of the output) of the words that begin in it.
       start: seconds from the start of the output to its first sample.
       codes: ``[C, T]`` Mimi codes of its frames.
+      truncated: this is the last chunk, and the model's context ended before the speech did.
     """
 
     pcm: Float[np.ndarray, " W"]
     words: list[tuple[str, float]]
     start: float
     codes: Int[np.ndarray, "C T"]
+    truncated: bool = False
 
 
 class Session:
@@ -143,7 +145,11 @@ class Session:
         rows = self._rows
         if rows is None or self._row.done or not rows.refresh():
             return False
-        rows.step()
+        try:
+            rows.step()
+        except NonFiniteError:
+            self.cancel()
+            raise
         if self._row.done:
             rows.cancel()  # no frame will follow: the caches are not needed any more
         return True
@@ -180,7 +186,11 @@ class Session:
         if self.finished or self._cancelled:
             self._decoder = None
         return Chunk(
-            pcm=np.clip(pcm, -1.0, 1.0), words=begun, start=start / self._rate, codes=codes
+            pcm=np.clip(pcm, -1.0, 1.0),
+            words=begun,
+            start=start / self._rate,
+            codes=codes,
+            truncated=self.finished and self.truncated,
         )
 
     def _alive(self, what: str) -> Rows:

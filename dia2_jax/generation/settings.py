@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from dia2_jax.errors import ConfigError
 
@@ -17,20 +18,20 @@ MAX_PADDING = 6
 _LARGEST_COUNT, _LARGEST_NUMBER = 2**31 - 1, 3e38
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return (
-        isinstance(value, numbers.Real)
+        isinstance(value, float | int | np.floating | np.integer)
         and not isinstance(value, bool)
         and math.isfinite(value)
-        and abs(value) < _LARGEST_NUMBER
+        and bool(abs(value) < _LARGEST_NUMBER)
     )
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: Any) -> bool:
     return (
-        isinstance(value, numbers.Integral)
+        isinstance(value, int | np.integer)
         and not isinstance(value, bool)
-        and 0 <= value <= _LARGEST_COUNT
+        and bool(0 <= value <= _LARGEST_COUNT)
     )
 
 

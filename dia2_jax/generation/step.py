@@ -11,6 +11,7 @@ and the last B rows of every cache), unless no row of the batch is guided.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -187,11 +188,18 @@ def frame_step(
             chosen = guide(
                 chosen, logits[batch:], settings.cfg_scale, settings.cfg_filter_k, options.bound
             )
+        usable = chosen
         if masked:
-            chosen = chosen.at[:, jnp.asarray([data.audio_pad, data.audio_bos])].set(MASKED_LOGIT)
+            special = jnp.asarray([data.audio_pad, data.audio_bos])
+            chosen = chosen.at[:, special].set(MASKED_LOGIT)
+            # A filter that kept special ids alone leaves nothing to speak; a special id would not
+            # decode, so such a draw goes without the filter.
+            left = jnp.isfinite(chosen).at[:, special].set(False).any(axis=-1, keepdims=True)
+            whole = logits[:batch].at[:, special].set(MASKED_LOGIT)
+            usable = jnp.where(left, chosen, whole)
         if picks is None:
             own = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-            pick = draw(chosen, temperature, top_k, own, options.bound)
+            pick = draw(usable, temperature, top_k, own, options.bound)
         else:
             pick = picks[:, index]
         return pick, chosen, finite
@@ -244,7 +252,7 @@ def frame_step(
         text=jnp.stack([spoken.main, spoken.second], axis=-1),
         codes=column,
         keys=state.keys,
-        done=finished | exhausted,
+        done=jnp.asarray(finished | exhausted),
     )
     new = _hold(active, state, moved)
     output = FrameOutput(
@@ -252,7 +260,7 @@ def frame_step(
         frame=state.frame,
         codes=new.codes,
         word=jnp.where(active, spoken.word, -1),
-        ended=new.machine.end_step >= 0,
+        ended=jnp.asarray(new.machine.end_step >= 0),
         done=new.done,
         truncated=active & exhausted & ~finished,
         ready=ready_rows(new.machine, queue, ahead) & ~new.done,
@@ -264,7 +272,11 @@ def frame_step(
             hidden=out.hidden,
             action=out.action,
             cb0=out.cb0,
-            draws=(action_logits, cb0_logits, *(logits for run in draws for logits in run)),
+            draws=(
+                action_logits,
+                cb0_logits,
+                *(x for run in draws if run is not None for x in run),
+            ),
             picks=jnp.concatenate([action[:, None], column], axis=-1),
             tokens=tokens,
         )
@@ -281,8 +293,8 @@ def _hold(active: Array, old: GenerationState, new: GenerationState) -> Generati
     def choose(before: Array, after: Array) -> Array:
         return jnp.where(active.reshape(-1, *[1] * (before.ndim - 1)), after, before)
 
-    small = jax.tree.map(choose, old.replace(cache=()), new.replace(cache=()))
-    kept: GenerationState = small.replace(cache=new.cache)
+    small = jax.tree.map(choose, replace(old, cache=()), replace(new, cache=()))
+    kept: GenerationState = replace(small, cache=new.cache)
     return kept
 
 
@@ -407,5 +419,4 @@ def prefill(
     _, cache = model.transformer.prefill(tokens, state.cache)
     chosen = rows[:, None, None, None]
     cache = jax.tree.map(lambda new, old: jnp.where(chosen, new, old), cache, state.cache)
-    filled: GenerationState = state.replace(cache=cache)
-    return filled
+    return replace(state, cache=cache)

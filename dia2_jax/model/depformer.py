@@ -129,10 +129,10 @@ class DepformerAttention(nnx.Module):
             order = jnp.argsort(jnp.concatenate([jnp.array(group) for group in groups.values()]))
             return jnp.concatenate(parts, axis=1)[:, order]
 
-        heads = [
-            self._heads(x[:, jnp.array(group)], jnp.broadcast_to(jnp.array(group), (batch, len(group))), index)
-            for index, group in groups.items()
-        ]  # fmt: skip
+        heads = []
+        for index, group in groups.items():
+            positions = jnp.broadcast_to(jnp.array(group), (batch, len(group)))
+            heads.append(self._heads(x[:, jnp.array(group)], positions, index))
         query, keys, values = (scatter([part[i] for part in heads]) for i in range(3))
         mask = jnp.tril(jnp.ones((1, stages, stages), bool))
         out = attend(query, keys, values, mask, scale=_SCALE).reshape(batch, stages, -1)

@@ -30,9 +30,9 @@ class TextDataConfig(Protocol):
     @property
     def text_zero_token_id(self) -> int: ...
     @property
-    def audio_pad_token_id(self) -> int: ...
+    def audio_pad(self) -> int: ...
     @property
-    def audio_bos_token_id(self) -> int: ...
+    def audio_bos(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class Tokenizer:
             zero=data.text_zero_token_id,
             spk1=spk1,
             spk2=spk2,
-            audio_pad=data.audio_pad_token_id,
-            audio_bos=data.audio_bos_token_id,
+            audio_pad=data.audio_pad,
+            audio_bos=data.audio_bos,
         )
         added = sorted(backend.get_added_tokens_decoder().items())
         self.sound_tags = tuple(

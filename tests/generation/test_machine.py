@@ -35,6 +35,12 @@ IDS = TokenIds(
 ROWS, STEPS, ARRIVAL = 128, 60, 30
 
 
+def token_ids(data: dict) -> SimpleNamespace:
+    """What a tokenizer reads of a config's data section."""
+    pad, bos = data["audio_pad_token_id"], data["audio_bos_token_id"]
+    return SimpleNamespace(**data, audio_pad=pad, audio_bos=bos)
+
+
 def build(entries, max_steps, ahead, closed=True) -> QueueBuilder:
     builder = QueueBuilder(max_steps, ahead)
     builder.append(entries)
@@ -143,7 +149,7 @@ def end(state, row):
 def golden(request):
     folder = GOLDEN / request.param
     values = json.loads(gzip.decompress((folder / "text.json.gz").read_bytes()))
-    return Tokenizer.from_folder(folder, SimpleNamespace(**values["data"])), values
+    return Tokenizer.from_folder(folder, token_ids(values["data"])), values
 
 
 def same_ids(tokenizer):

@@ -30,6 +30,12 @@ SCRIPT = "[S1] and now for something [S2] completely different."
 GUIDED = GenerationConfig(cfg_scale=3.0, cfg_filter_k=5)
 
 
+def token_ids(data: dict) -> SimpleNamespace:
+    """What a tokenizer reads of a config's data section."""
+    pad, bos = data["audio_pad_token_id"], data["audio_bos_token_id"]
+    return SimpleNamespace(**data, audio_pad=pad, audio_bos=bos)
+
+
 def turn(config: Any, words: Any, frames: int, number: int = 1, seed: int = 0) -> PrefixTurn:
     data, rng = config.data, np.random.default_rng(seed)
     codes = rng.integers(0, data.depth_vocab_size, (data.codebooks, frames))
@@ -47,7 +53,7 @@ def evenly(texts: list[str], seconds: float) -> list[tuple[str, float, float]]:
 @pytest.mark.parametrize("name", ["a", "b", "c"])
 def test_upstream_s_plan_to_the_number(name: str, speaker) -> None:
     values = json.loads(gzip.decompress((GOLDEN / name / "text.json.gz").read_bytes()))
-    tokenizer = Tokenizer.from_folder(GOLDEN / name, SimpleNamespace(**values["data"]))
+    tokenizer = Tokenizer.from_folder(GOLDEN / name, token_ids(values["data"]))
     config = speaker("main").config
     prefixes = [g["prefix"] for g in values["generations"].values() if "prefix" in g]
     assert len(prefixes) >= 3

@@ -26,7 +26,7 @@ class Golden(NamedTuple):
 
 def load(name: str) -> Golden:
     values = json.loads(gzip.decompress((GOLDEN / name / "text.json.gz").read_bytes()))
-    return Golden(Tokenizer.from_folder(GOLDEN / name, SimpleNamespace(**values["data"])), values)
+    return Golden(Tokenizer.from_folder(GOLDEN / name, token_ids(values["data"])), values)
 
 
 @pytest.fixture(scope="session", params=["a", "b", "c"])
@@ -41,7 +41,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def data() -> SimpleNamespace:
-    return SimpleNamespace(**load("a").values["data"])
+    return token_ids(load("a").values["data"])
 
 
 @pytest.fixture
@@ -50,3 +50,9 @@ def folder(tmp_path: Path) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((GOLDEN / "a" / file).read_bytes())
     return tmp_path
+
+
+def token_ids(data: dict) -> SimpleNamespace:
+    """What a tokenizer reads of a config's data section."""
+    pad, bos = data["audio_pad_token_id"], data["audio_bos_token_id"]
+    return SimpleNamespace(**data, audio_pad=pad, audio_bos=bos)
