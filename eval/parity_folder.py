@@ -104,7 +104,8 @@ class Golden:
         path = self.folder / f"{name}.npz"
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because numpy leaves a file that is no archive open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
 
     @functools.cached_property
