@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ import soundfile
 
 from dia2_jax import Dia2, GenerationConfig, SamplingConfig, Turn, Voice
 from dia2_jax.audio import to_pcm16
+from dia2_jax.cli.files import write_atomically
 from dia2_jax.text.timing import WordTime
 
 SCRIPT = "[S1] Hello there. [S2] Hi!"
@@ -92,6 +93,21 @@ def test_an_existing_file_is_replaced_but_never_by_half_of_one(
     assert generate(SCRIPT).exit_code == 130
     assert Path("out.wav").read_bytes() == b"old"
     assert [path.name for path in Path().iterdir()] == ["out.wav"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "codes.npz"
+    target.write_bytes(b"old")
+
+    def fails(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(target, fails)
+    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
+    write_atomically(target, lambda file: file.write(b"new"))
+    assert target.read_bytes() == b"new" and list(tmp_path.iterdir()) == [target]
 
 
 def test_links_and_pipes_are_written_to_not_replaced(generate: Any, asked: list[Any]) -> None:
