@@ -11,8 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dia2_jax.errors import ScriptError, SessionError
-from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
+from dia2_jax.generation.settings import MAX_PADDING, GenerationConfig, SamplingConfig
 from dia2_jax.model.delays import undelay
+from dia2_jax.text.machine import Machine
+from dia2_jax.text.script import parse_script
 
 SCRIPTS = (
     "[S1] Hello there. [S2] (clears throat) What a lovely morning!",
@@ -240,6 +242,24 @@ def test_a_long_take_ends_at_the_context_and_says_so(run) -> None:
     assert len(made.traces) == 140 and not made.rows.refresh()
     assert long.available == 140 + 1 - 3 - 1
     assert (long.frames(0, long.available) >= 0).all()
+
+
+def test_a_take_that_ends_with_the_context_is_whole(run, tokenizer) -> None:
+    """Its last frame is the context's last: done, and nothing was cut off."""
+    ends = {}
+    for frames in range(110, 132):
+        script = f'one <break time="{frames / 12.5}s"/>'
+        machine = Machine(tokenizer.ids, 2, MAX_PADDING, GenerationConfig().initial_padding)
+        state = machine.new_state(parse_script(script, tokenizer))
+        for step in range(140):
+            machine.process(state, step, 1)
+        ends[state.end_step] = script
+    # The delays (3) and one pause (6) follow the end of the text.
+    for end, truncated in ((130, False), (131, False), (132, True)):
+        picks = np.ones((140, 1, 5), np.int32)
+        row = run("main", CONFIGS[:1], [ends[end]], picks=picks).rows.rows[0]
+        assert (row.done, row.truncated) == (True, truncated)
+        assert row.computed == min(end + 9, 140)
 
 
 def test_text_after_the_end_of_a_take_changes_nothing(make_rows, driver) -> None:

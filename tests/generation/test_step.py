@@ -287,3 +287,31 @@ def test_a_non_finite_row_is_named_with_its_frame(speaker, tokenizer) -> None:
             rows.step()
             frame += 1
     assert frame > 3 and f"frame {frame} " in str(caught.value)
+
+
+def test_special_ids_are_never_drawn(speaker, tokenizer) -> None:
+    """Where the filter left pad and bos alone, codebook 0 is drawn as if there were no filter."""
+    data, settings = speaker("main").config.data, config(3.0, 1)
+    special = [data.audio_pad, data.audio_bos]
+
+    def spoil(name: str, value: np.ndarray) -> None:
+        if name == "transformer.cb0_head.weight":
+            value[special] *= 30
+
+    rows = Rows(damaged(speaker("main"), spoil), tokenizer, [settings], [5], [None], trace=True)
+    whole(rows, SCRIPT)
+    alone, frames = 0, 0
+    while rows.refresh():
+        trace = jax.device_get(rows.step())
+        left = np.isfinite(trace.draws[1][0])
+        left[special] = False
+        pick, free = trace.picks[0, 1], trace.cb0[:1].copy()
+        assert pick not in special
+        free[:, special] = MASKED_LOGIT
+        if not left.any():
+            how = float(settings.audio.temperature), settings.audio.top_k
+            drawn = redraw(free, 5, np.array([frames]), *how, index=1, bound=64)
+            assert pick == drawn[0]
+            alone += 1
+        frames += 1
+    assert 5 < alone < frames
