@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +111,8 @@ class MimiConfig:
             "hidden_size",
             f"{self.hidden_size} is not divisible by num_attention_heads",
         )
+        if self.head_dim is not None:
+            require_positive(self, "head_dim")
         require(self.attention_head_dim % 2 == 0, "head_dim", "must be even for rotary positions")
         require(
             self.hidden_size % self.upsample_groups == 0,
@@ -128,7 +131,9 @@ class MimiConfig:
     @property
     def attention_head_dim(self) -> int:
         """Width H of one attention head."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
+        if self.head_dim is None:
+            return self.hidden_size // self.num_attention_heads
+        return self.head_dim
 
     @property
     def samples_per_frame(self) -> int:
@@ -157,7 +162,13 @@ def load_mimi_config(source: str | Path | dict[str, Any]) -> MimiConfig:
         bookkeeping["rope_parameters"] = rope
         if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
             raise ConfigError(f"{where}: rope_parameters: only rope_type 'default' is supported")
-        raw["rope_theta"] = float(rope.get("rope_theta", 10_000.0))
+        theta = rope.get("rope_theta", 10_000.0)
+        if isinstance(theta, bool) or not isinstance(theta, int | float):
+            raise ConfigError(
+                f"{where}: rope_parameters.rope_theta: must be a number, "
+                f"got {json.dumps(theta)[:80]}"
+            )
+        raw["rope_theta"] = theta
     if "_frame_rate" in raw:
         bookkeeping["_frame_rate"] = raw["_frame_rate"]
         raw["frame_rate"] = raw.pop("_frame_rate")
