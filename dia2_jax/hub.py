@@ -7,6 +7,7 @@ download it and where to put it. `huggingface_hub` is imported only when a repos
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from dia2_jax.errors import ConfigError, HubError
 
 DEFAULT_MIMI = "kyutai/mimi"
 MANIFEST = "dia2_assets.json"
+MANIFEST_KEYS = ("config", "weights", "tokenizer", "mimi")
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -88,15 +90,7 @@ def resolve(
       ConfigError: ``dia2_assets.json`` says something that nobody understands.
     """
     home = _home(path_or_repo, revision, "model")
-    manifest = _read_json(home.optional(MANIFEST))
-    unknown = sorted(set(manifest) - {"config", "weights", "tokenizer", "mimi"})
-    if unknown:
-        raise ConfigError(
-            f"{home}: {MANIFEST}: unknown key {unknown[0]!r}; known: config, weights, tokenizer, "
-            "mimi"
-        )
-    if any(not isinstance(value, str | None) for value in manifest.values()):
-        raise ConfigError(f"{home}: {MANIFEST}: every value must be a string")
+    manifest = read_manifest(home.optional(MANIFEST))
     config = home.required(manifest.get("config") or CONFIG)
     content = _read_json(config)
     assets = content.get("assets")
@@ -128,6 +122,67 @@ def resolve_mimi(path_or_repo: str | Path, *, revision: str | None = None) -> Mi
     return _mimi_files(_home(path_or_repo, revision, "mimi"))
 
 
+def read_manifest(path: Path | None) -> dict[str, str]:
+    """What a ``dia2_assets.json`` names, without its nulls; nothing where there is no file.
+
+    Raises:
+      HubError: it is not a JSON object.
+      ConfigError: a key that nobody reads, or a value that is no string.
+    """
+    manifest = _read_json(path)
+    for key, value in manifest.items():
+        if key not in MANIFEST_KEYS:
+            close = difflib.get_close_matches(key, MANIFEST_KEYS, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ConfigError(
+                f"{path}: unknown key {key!r}{hint}; known: {', '.join(MANIFEST_KEYS)}"
+            )
+        if not isinstance(value, str | None) or value == "":
+            raise ConfigError(f"{path}: {key}: must be a string, got {json.dumps(value)[:80]}")
+    return {key: value for key, value in manifest.items() if value is not None}
+
+
+def local_place(folder: Path, name: str, kind: str) -> Path | None:
+    """The file or folder that a manifest or config in `folder` means by `name`.
+
+    None where it means a repository; the hub is not asked.
+
+    Raises:
+      HubError: `name` is neither.
+    """
+    place = _named(_Folder(folder, _MODEL_FILES[:3]), name, kind, CONFIG)
+    if isinstance(place, _Repository):
+        return None
+    return place if isinstance(place, Path) else place.path
+
+
+def local_file(folder: Path, name: str) -> Path:
+    """The file `name` of a model's folder; an index only with all its shards.
+
+    Raises:
+      HubError: names the file that is missing.
+    """
+    return _weights(_Folder(folder, _MODEL_FILES[:3]), name)
+
+
+def is_repository_id(name: str) -> bool:
+    """Whether `name` reads ``owner/name``, and not like a path."""
+    return name[:1] not in (".", "/", "~") and _REPOSITORY.fullmatch(name) is not None
+
+
+def holds_codec(folder: Path) -> bool:
+    """Whether :func:`resolve` would take `folder` for the codec of the model around it."""
+    return folder.is_dir() and _holds_codec(_Folder(folder, _MIMI_FILES))
+
+
+def shards(index: Path) -> list[str]:
+    """Names of the files that an index of shards lists."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, Mapping):
+        raise HubError(f"{index}: not an index of safetensors shards; download it again")
+    return sorted(set(weight_map.values()))
+
+
 def find_weights(folder: str | Path) -> Path | None:
     """The weights of a folder: ``model.safetensors``, else ``model.orbax``, else its only index
     of shards, else its only ``*.safetensors`` file; None where there is none, or a choice."""
@@ -144,34 +199,34 @@ class _Folder:
     """A local folder as a source of files."""
 
     def __init__(self, path: Path, wanted: Sequence[str]) -> None:
-        self._path, self._wanted = path, wanted
+        self.path, self._wanted = path, wanted
 
     def __str__(self) -> str:
-        return str(self._path)
+        return str(self.path)
 
     def optional(self, name: str) -> Path | None:
-        file = self._path / name
+        file = self.path / name
         return file if file.is_file() or file.name == ORBAX and file.is_dir() else None
 
     def required(self, name: str) -> Path:
         found = self.optional(name)
         if found is None:
             raise HubError(
-                f"{self._path}: {name} is missing. A model folder holds "
+                f"{self.path}: {name} is missing. A model folder holds "
                 f"{', '.join(self._wanted)}; copy the file there, or name another folder or a "
                 "repository (owner/name)."
             )
         return found
 
     def weights(self) -> Path | None:
-        return find_weights(self._path)
+        return find_weights(self.path)
 
     def part(self, name: str) -> _Folder | _Repository | None:
-        folder = self._path / name
+        folder = self.path / name
         return _Folder(folder, _MIMI_FILES) if folder.is_dir() else None
 
     def place_for(self, name: str) -> Path | None:
-        return self._path / name
+        return self.path / name
 
 
 class _Repository:
@@ -214,7 +269,7 @@ class _Repository:
     def weights(self) -> Path | None:
         found = self.optional(WEIGHTS)
         if found is None and (found := self.optional(INDEX)) is not None:
-            for shard in sorted(set(_weight_map(found).values())):
+            for shard in shards(found):
                 self.required(shard)
         return found
 
@@ -305,7 +360,7 @@ def _home(name: str | Path, revision: str | None, kind: str) -> _Folder | _Repos
     text = str(name)
     if path.exists():
         raise HubError(f"{text} is a file; name the folder that holds the {kind}'s files")
-    if isinstance(name, Path) or text[:1] in (".", "/", "~") or not _REPOSITORY.fullmatch(text):
+    if isinstance(name, Path) or not is_repository_id(text):
         raise HubError(
             f"there is no folder {text}, and it is no hub repository either (owner/name, such as "
             "nari-labs/Dia2-1B)"
@@ -317,7 +372,7 @@ def _weights(home: _Folder | _Repository, named: str | None) -> Path:
     if named:
         file = home.required(named)
         if named.endswith(".index.json"):
-            for shard in sorted(set(_weight_map(file).values())):
+            for shard in shards(file):
                 home.required(str(Path(named).parent / shard) if "/" in named else shard)
         return file
     found = home.weights()
@@ -386,13 +441,6 @@ def _mimi_files(place: _Folder | _Repository) -> MimiFiles:
     if config is None and isinstance(place, _Repository):
         config = place.required(CONFIG)
     return MimiFiles(weights, config)
-
-
-def _weight_map(index: Path) -> Mapping[str, str]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, Mapping):
-        raise HubError(f"{index}: not an index of safetensors shards; download it again")
-    return weight_map
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:

@@ -139,12 +139,18 @@ def test_manifest_may_name_repositories_and_local_places(fake, tmp_path):
 
 
 def test_manifest_mistakes_are_named(tmp_path, forbidden):
-    folder = fill(tmp_path / "model", dia2_assets={"weight": "x"})
-    with pytest.raises(ConfigError, match="unknown key 'weight'; known: config, weights"):
+    folder = fill(tmp_path / "model", dia2_assets={"wieghts": "x"})
+    with pytest.raises(
+        ConfigError, match=r"dia2_assets.json: unknown key 'wieghts' \(did you mean"
+    ):
         hub.resolve(folder)
-    fill(folder, (), dia2_assets={"weights": 3})
-    with pytest.raises(ConfigError, match="every value must be a string"):
+    fill(folder, (), dia2_assets={"licence": "x"})
+    with pytest.raises(ConfigError, match="unknown key 'licence'; known: config, weights, token"):
         hub.resolve(folder)
+    for value, shown in ((3, "3"), (["mimi"], r'\["mimi"\]'), ("", '""')):
+        fill(folder, (), dia2_assets={"mimi": value})
+        with pytest.raises(ConfigError, match=f"mimi: must be a string, got {shown}"):
+            hub.resolve(folder)
     fill(folder, (), dia2_assets={"weights": "gone.safetensors"})
     with pytest.raises(HubError, match="gone.safetensors is missing"):
         hub.resolve(folder)

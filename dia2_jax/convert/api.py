@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dia2_jax import checkpoint, hub
-from dia2_jax.config import MimiConfig, config_to_dict, load_dia2_config
+from dia2_jax.config import MimiConfig, config_to_dict
 from dia2_jax.convert import dia2, mimi_hf, mimi_kyutai
+from dia2_jax.convert.folder import read_dia2_folder
 from dia2_jax.convert.load import SourceInfo, export_params, load_weights, save_orbax
 from dia2_jax.convert.models import (
     abstract_dia2,
@@ -76,7 +77,9 @@ def convert(
     """Write the model or codec at `source` to the folder `destination` in another form.
 
     There and back gives the same bytes: config and tokenizer files verbatim, and every tensor
-    with its name, shape, dtype and values (one file, where the source had shards).
+    with its name, shape, dtype and values (one file, where the source had shards). A tokenizer
+    or codec that manifest or config name inside `source` comes along to the same place; a
+    repository id stays a name.
 
     Args:
       source: a folder (published Dia2, one written by this function, a codec in either
@@ -88,8 +91,8 @@ def convert(
       force: replace what `destination` holds.
 
     Raises:
-      CheckpointError: weights that cannot be read or do not fit their config, or a destination
-        that is not empty.
+      CheckpointError: weights that cannot be read or do not fit their config, a part of the model
+        that is named outside `source`, or a destination that is not empty.
       ConfigError: a config that cannot be read, or has no equal in the other layout.
       HubError: a file that `source` should hold and does not.
     """
@@ -138,8 +141,9 @@ def _kind(source: Path) -> str:
         raise CheckpointError(
             f"{source} holds weights only; name the folder around it, which has the config"
         )
-    manifest = _manifest(source)
-    config = source / (manifest.get("config") or hub.CONFIG)
+    if source.is_dir() and hub.read_manifest(_manifest_of(source)):
+        return "dia2"  # a codec has none
+    config = source / hub.CONFIG
     if source.is_dir() and config.is_file():
         try:
             keys = json.loads(config.read_text(encoding="utf-8"))
@@ -159,47 +163,60 @@ def _kind(source: Path) -> str:
 
 
 def _convert_dia2(source: Path, staged: Path, to: str, dtype: Any | None) -> Conversion:
-    manifest = _manifest(source)
-    config_name = manifest.get("config") or hub.CONFIG
-    config = load_dia2_config(source / config_name)
-    weights = _inside(source, manifest.get("weights")) or hub.find_weights(source)
-    if weights is None:
-        raise CheckpointError(f"{source}: holds no {hub.WEIGHTS}; {config_name} alone is no model")
-    _copy(source / config_name, staged / config_name)
-    for name in _CARRIED:
-        if (source / name).is_file():
-            _copy(source / name, staged / name)
-    tokenizer = _inside(source, manifest.get("tokenizer"))
-    if tokenizer is not None:
-        _copy(tokenizer, staged / manifest["tokenizer"])
+    parts, config = read_dia2_folder(source)
+    _copy(parts.config, staged / parts.config.relative_to(source))
+    _copy_carried(source, staged)
+    if parts.tokenizer is not None:
+        _copy(parts.tokenizer, staged / parts.tokenizer.relative_to(source))
+        _copy_carried(parts.tokenizer.parent, (staged / parts.tokenizer.relative_to(source)).parent)
     _, abstract = abstract_dia2(config)
+    weights = parts.weights
     params, info = load_weights(weights, dia2.TABLE, abstract, _memory_dtype(to, dtype))
-    document = checkpoint.read_metadata(weights) if checkpoint.is_orbax(weights) else None
     # What an Orbax folder must remember to become the published folder again.
-    text = (source / hub.MANIFEST).read_text("utf-8") if manifest else None
-    origin: dict[str, Any] = (
-        {"weights": document["weights"], "manifest": document["manifest"]}
-        if document is not None
-        else {"weights": _single_name(weights.relative_to(source)), "manifest": text}
-    )
+    manifest = _manifest_of(source)
+    text = None if manifest is None else manifest.read_text("utf-8")
+    origin: dict[str, Any] = {
+        "weights": _single_name(weights.relative_to(source)),
+        "manifest": text,
+    }
+    if checkpoint.is_orbax(weights):
+        origin = _origin(weights)
+        if _but_weights(text) != _but_weights(origin["manifest"]):  # edited since
+            content = {**parts.manifest, "weights": origin["weights"]}
+            origin["manifest"] = json.dumps(content, indent=2) + "\n"
     if to == "orbax":
         written: str = hub.ORBAX
         save_orbax(
             staged / written,
             params,
             _recorded(info, dtype),
-            {"config": _read_json(source / config_name), **origin},
+            {"config": _read_json(parts.config), **origin},
         )
     else:
         written = origin["weights"]
         (staged / written).parent.mkdir(parents=True, exist_ok=True)
         export_params(params, dia2.TABLE, staged / written, info, dtype=dtype)
     _write_manifest(staged, origin["manifest"], written)
-    mimi = source / str(manifest.get("mimi") or "mimi")
-    if mimi.is_dir():
-        (staged / mimi.relative_to(source)).mkdir(parents=True)
-        _convert_mimi(hub.resolve_mimi(mimi), staged / mimi.relative_to(source), to, None)
+    if parts.mimi is not None:
+        _place_codec(parts.mimi, staged / parts.mimi.relative_to(source), to)
     return Conversion("dia2", dia2.LAYOUT, to, len(info.dtypes), staged)
+
+
+def _place_codec(mimi: Path, target: Path, to: str) -> None:
+    """The codec inside a model, in the same place of the new folder."""
+    if mimi.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        _convert_mimi(hub.resolve_mimi(mimi), target, to, None)
+        return
+    # A manifest or config names this very file, so it stays the file that it is in every form.
+    if target.exists():
+        raise CheckpointError(
+            f"{mimi}: the model's weights are to have this name; rename the codec"
+        )
+    files = hub.resolve_mimi(mimi)
+    beside = hub.shards(mimi) if mimi.suffix == ".json" else []
+    for name in (mimi.name, *beside, *([files.config.name] if files.config else [])):
+        _copy(mimi.parent / name, target.parent / name)
 
 
 def _convert_mimi(files: hub.MimiFiles, staged: Path, to: str, dtype: Any | None) -> Conversion:
@@ -208,9 +225,7 @@ def _convert_mimi(files: hub.MimiFiles, staged: Path, to: str, dtype: Any | None
     table = mimi_table(layout, config)
     params, info = load_weights(files.weights, table, abstract, _memory_dtype(to, dtype))
     beside = files.weights.parent
-    for name in _CARRIED:
-        if (beside / name).is_file():
-            _copy(beside / name, staged / name)
+    _copy_carried(beside, staged)
     target = {"hf": mimi_hf.LAYOUT, "kyutai": mimi_kyutai.LAYOUT}.get(to, layout)
     # Beside Kyutai's config the published one stays, so that the way back finds it as it was.
     for name in (hub.CONFIG, hub.KYUTAI_CONFIG)[: 1 if target == mimi_hf.LAYOUT else 2]:
@@ -223,8 +238,7 @@ def _convert_mimi(files: hub.MimiFiles, staged: Path, to: str, dtype: Any | None
             "manifest": None,
         }
         if checkpoint.is_orbax(files.weights):
-            document = checkpoint.read_metadata(files.weights)
-            origin = {key: document[key] for key in origin}
+            origin = _origin(files.weights)
         save_orbax(
             staged / hub.ORBAX,
             params,
@@ -234,7 +248,7 @@ def _convert_mimi(files: hub.MimiFiles, staged: Path, to: str, dtype: Any | None
     else:
         name = _single_name(Path(files.weights.name))
         if checkpoint.is_orbax(files.weights):
-            name = checkpoint.read_metadata(files.weights)["weights"]
+            name = _origin(files.weights)["weights"]
         export_params(params, mimi_table(target, config), staged / name, info, dtype=dtype)
     return Conversion("mimi", target, to, len(info.dtypes), staged)
 
@@ -285,9 +299,22 @@ def _single_name(weights: Path) -> str:
     return (weights.parent / hub.WEIGHTS).as_posix()
 
 
-def _manifest(source: Path) -> dict[str, Any]:
-    path = source / hub.MANIFEST
-    return _read_json(path) if path.is_file() else {}
+def _manifest_of(source: Path) -> Path | None:
+    return source / hub.MANIFEST if (source / hub.MANIFEST).is_file() else None
+
+
+def _origin(orbax: Path) -> dict[str, Any]:
+    """What an Orbax folder remembers of the published one: name of its weights, manifest."""
+    document = checkpoint.read_metadata(orbax)
+    name = document["weights"]
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise CheckpointError(f"{orbax}: its weights' file {name!r} would lie outside the folder")
+    return {"weights": name, "manifest": document["manifest"]}
+
+
+def _but_weights(manifest: str | None) -> dict[str, Any]:
+    content = {} if manifest is None else json.loads(manifest)
+    return {key: value for key, value in content.items() if key != "weights"}
 
 
 def _write_manifest(staged: Path, text: str | None, weights: str) -> None:
@@ -299,18 +326,15 @@ def _write_manifest(staged: Path, text: str | None, weights: str) -> None:
     (staged / hub.MANIFEST).write_text(text, encoding="utf-8")
 
 
-def _inside(source: Path, name: str | None) -> Path | None:
-    """A file or folder of `source` that a manifest names; None where it means a repository."""
-    path = source / name if name else None
-    return path if path is not None and path.exists() else None
+def _copy_carried(source: Path, destination: Path) -> None:
+    for name in _CARRIED:
+        if (source / name).is_file():
+            _copy(source / name, destination / name)
 
 
 def _copy(source: Path, destination: Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, destination, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(source, destination)
+    shutil.copyfile(source, destination)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dia2_jax import checkpoint, hub
 from dia2_jax.config import load_dia2_config
 from dia2_jax.convert import models
 from dia2_jax.convert.api import convert
-from dia2_jax.errors import CheckpointError, ConfigError
+from dia2_jax.errors import CheckpointError, ConfigError, HubError
 
 KYUTAI = Path(__file__).parent.parent / "golden" / "kyutai"
 
@@ -213,3 +213,147 @@ def test_sources_that_are_no_folder_of_a_model_are_named(tmp_path, folder):
     with pytest.raises(CheckpointError, match="config.json: not valid JSON"):
         convert(folder, out)
     assert not out.exists()
+
+
+def say(folder: Path, **manifest: object) -> None:
+    (folder / "dia2_assets.json").write_text(json.dumps(manifest))
+
+
+def set_assets(folder: Path, **assets: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "assets": assets}))
+
+
+@pytest.mark.parametrize("to", ["published", "orbax"])
+def test_parts_that_only_the_config_names_come_along(tmp_path, folder, to):
+    (folder / "mimi").rename(folder / "codec")
+    (folder / "words").mkdir()
+    for name in ("tokenizer.json", "merges.txt"):
+        (folder / name).rename(folder / "words" / name)
+    set_assets(folder, mimi="codec", tokenizer="./words/")
+    convert(folder, tmp_path / "out", to=to)
+    files = hub.resolve(tmp_path / "out")
+    assert files.tokenizer == tmp_path / "out" / "words" / "tokenizer.json"
+    assert files.mimi.config == tmp_path / "out" / "codec" / "config.json"
+    convert(tmp_path / "out", tmp_path / "back")
+    expected = contents(folder)
+    del expected["notes.txt"]
+    assert contents(tmp_path / "back") == expected
+
+
+def test_the_manifest_outranks_the_config_and_both_outrank_the_mimi_folder(tmp_path, folder):
+    shutil.copytree(folder / "mimi", folder / "codec")
+    set_assets(folder, mimi="mimi")
+    say(folder, mimi="codec")
+    convert(folder, tmp_path / "out")
+    assert hub.resolve(tmp_path / "out").mimi == hub.MimiFiles(
+        tmp_path / "out" / "codec" / "model.safetensors", tmp_path / "out" / "codec" / "config.json"
+    )
+    assert not (tmp_path / "out" / "mimi").exists()
+
+
+@pytest.mark.parametrize("to", ["published", "orbax"])
+def test_a_codec_named_as_a_file_stays_that_file(tmp_path, folder, to):
+    shutil.rmtree(folder / "mimi")
+    shutil.copytree(KYUTAI, folder / "codec")
+    say(folder, mimi="codec/model.safetensors")
+    convert(folder, tmp_path / "out", to=to)
+    codec = hub.resolve(tmp_path / "out").mimi
+    assert codec.weights == tmp_path / "out" / "codec" / "model.safetensors"
+    assert codec.config == tmp_path / "out" / "codec" / hub.KYUTAI_CONFIG
+    assert codec.weights.read_bytes() == (KYUTAI / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["manifest", "config"])
+def test_a_repository_stays_a_name(tmp_path, folder, where):
+    shutil.rmtree(folder / "mimi")
+    (folder / "tokenizer.json").unlink()
+    names = {"mimi": "kyutai/mimi", "tokenizer": "nari-labs/Dia2-1B"}
+    say(folder, **names) if where == "manifest" else set_assets(folder, **names)
+    convert(folder, tmp_path / "orbax", to="orbax")
+    convert(tmp_path / "orbax", tmp_path / "back")
+    expected = contents(folder)
+    del expected["notes.txt"]
+    assert contents(tmp_path / "back") == expected
+
+
+@pytest.mark.parametrize("form", ["..", "absolute", "config", "working directory"])
+@pytest.mark.parametrize("key", ["mimi", "tokenizer"])
+def test_a_part_outside_the_source_is_refused(tmp_path, folder, monkeypatch, key, form):
+    """It could not lie at the same place of the destination, and is never written elsewhere."""
+    place = tmp_path / "elsewhere" / key
+    shutil.copytree(folder / "mimi", place)
+    (folder / "tokenizer.json").rename(place / "tokenizer.json")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    name = {"..": f"../elsewhere/{key}", "working directory": key}.get(form, str(place))
+    shutil.rmtree(folder / "mimi")
+    set_assets(folder, **{key: name}) if form == "config" else say(folder, **{key: name})
+    before = contents(tmp_path)
+    remedy = f'copy it to {folder / key} and say "{key}": "{key}" in dia2_assets.json'
+    with pytest.raises(CheckpointError, match=f"{key} '.*' lies outside the folder.*{remedy}"):
+        convert(folder, tmp_path / "new" / "out")
+    assert contents(tmp_path) == before
+    shutil.copytree(place, folder / key)
+    say(folder, **{key: key})
+    convert(folder, tmp_path / "new" / "out")
+    assert (tmp_path / "new" / "out" / key / "tokenizer.json").is_file() or key == "mimi"
+
+
+@pytest.mark.parametrize("key", ["config", "weights"])
+def test_config_and_weights_outside_the_source_are_refused(tmp_path, folder, key):
+    name = {"config": "config.json", "weights": "model.safetensors"}[key]
+    (folder / name).rename(tmp_path / name)
+    for written in (f"../{name}", str(tmp_path / name)):
+        say(folder, **{key: written})
+        before = contents(tmp_path)
+        with pytest.raises(CheckpointError, match=f"{key} '.*{name}' lies outside the folder"):
+            convert(folder, tmp_path / "new" / "out")
+        assert contents(tmp_path) == before
+
+
+def test_manifest_mistakes_are_those_of_the_hub(tmp_path, folder):
+    for manifest, kind, message in (
+        ({"weights": "missing.safetensors"}, HubError, "missing.safetensors is missing"),
+        ({"config": "missing.json"}, HubError, "missing.json is missing"),
+        ({"tokenizer": "mimi"}, HubError, "mimi: tokenizer.json is missing"),
+        ({"mimi": "missing"}, HubError, "there is no folder missing"),
+        ({"wieghts": "x"}, ConfigError, r"unknown key 'wieghts' \(did you mean 'weights'\?\)"),
+        ({"mimi": ["mimi"]}, ConfigError, r'mimi: must be a string, got \["mimi"\]'),
+        ({"weights": ["x"]}, ConfigError, r'weights: must be a string, got \["x"\]'),
+    ):
+        say(folder, **manifest)
+        for use in (hub.resolve, lambda source: convert(source, tmp_path / "out")):
+            with pytest.raises(kind, match=message):
+                use(folder)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_written_for_the_orbax_folder_is_kept(tmp_path, folder):
+    convert(folder, tmp_path / "orbax", to="orbax")
+    (tmp_path / "orbax" / "mimi").rename(tmp_path / "orbax" / "codec")
+    say(tmp_path / "orbax", mimi="codec")
+    convert(tmp_path / "orbax", tmp_path / "back")
+    assert hub.resolve(tmp_path / "back").mimi.weights == (
+        tmp_path / "back" / "codec" / "model.safetensors"
+    )
+
+
+def test_a_name_that_orbax_weights_remember_cannot_lead_out(tmp_path, folder, monkeypatch):
+    convert(folder, tmp_path / "orbax", to="orbax")
+    read = checkpoint.read_metadata
+    monkeypatch.setattr(checkpoint, "read_metadata", lambda path: {**read(path), "weights": "../w"})
+    with pytest.raises(CheckpointError, match=r"model.orbax: .*'../w' would lie outside"):
+        convert(tmp_path / "orbax", tmp_path / "back")
+    assert not (tmp_path / "w").exists() and not (tmp_path / "back").exists()
+
+
+def test_a_codec_file_is_not_written_over_the_weights(tmp_path, folder):
+    """Shards are written as one file, whose name the codec may have."""
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    names = safetensors.numpy.load_file(folder / "part.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "part.safetensors")}
+    (folder / "m.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copy(folder / "mimi" / "model.safetensors", folder / "model.safetensors")
+    say(folder, weights="m.safetensors.index.json", mimi="model.safetensors")
+    with pytest.raises(CheckpointError, match="model.safetensors: .*rename the codec"):
+        convert(folder, tmp_path / "out")
