@@ -57,7 +57,7 @@ def check_folder(
     return checks
 
 
-@click.command(help=(__doc__ or "").split("\n\n")[2], epilog="Errors are the worst of each item.")
+@click.command(help=(__doc__ or "").split("\n\n")[2])
 @click.argument("folders", metavar="DIR [DIR ...]", nargs=-1, required=True)
 @click.option("--json", "destination", metavar="FILE", help="Write all numbers; - for stdout.")
 @click.option(
