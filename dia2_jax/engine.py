@@ -223,7 +223,7 @@ class Dia2:
             return []
         count = len(scripts)
         configs = _each(config or GenerationConfig(), count, GenerationConfig, "config")
-        seeds = _each(seed, count, int, "seed")
+        seeds = _each(seed, count, object, "seed")
         each_voices = voices if _per_script(voices) else [voices] * count
         if len(each_voices) != count:
             raise ConfigError(f"voices: {len(each_voices)} values for {count} scripts")
@@ -404,7 +404,7 @@ def _each(value: Any, count: int, kind: type, name: str) -> list[Any]:
     if len(values) != count:
         raise ConfigError(f"{name}: {len(values)} values for {count} scripts")
     for item in values:
-        if not isinstance(item, (kind, np.integer) if kind is int else kind):
+        if not isinstance(item, kind):
             raise ConfigError(f"{name}: must be a {kind.__name__}, got {item!r}")
     return values
 

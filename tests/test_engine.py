@@ -192,8 +192,12 @@ def test_prefixes_that_cannot_be_used(tiny_model: Dia2, voices: tuple[Voice, Voi
         tiny_model.generate(SCRIPT, voices=[None, ben])
     with pytest.raises(PrefixError, match="only speaker 2"):
         tiny_model.generate(SCRIPT, voices=[Turn(2, ben)])
-    with pytest.raises(PrefixError, match="speaker 3: Dia2 has speakers 1 and 2"):
+    with pytest.raises(PrefixError, match=r"speakers are the numbers 1 and 2, got \[1, 3\]"):
         tiny_model.generate(SCRIPT, voices={1: anna, 3: ben})
+    with pytest.raises(PrefixError, match="speaker 3: Dia2 has speakers 1 and 2"):
+        tiny_model.generate(SCRIPT, voices=[Turn(1, anna), Turn(3, ben)])
+    with pytest.raises(PrefixError, match="voice of speaker 1 is 'a.wav'.*model.prepare_voice"):
+        tiny_model.generate(SCRIPT, voices={1: "a.wav"})
     with pytest.raises(PrefixError, match=r"275 frames \(22\.0 s\).*context is 256.*shorten"):
         tiny_model.generate(SCRIPT, voices=[Turn(1, anna)] * 11)
     hasty = dataclasses.replace(anna, words=anna.words * 9)
@@ -230,7 +234,7 @@ def test_scripts_that_cannot_be_spoken(tiny_model: Dia2) -> None:
         ({"seed": -1}, r"seed: must be a whole number from 0 to 2\*\*32 - 1, got -1"),
         ({"seed": 2**32}, "seed: must be a whole number"),
         ({"seed": True}, "seed: must be a whole number"),
-        ({"seed": 1.5}, "seed: must be a int, got 1.5"),
+        ({"seed": 1.5}, "seed: must be a whole number from 0 .* got 1.5"),
         ({"seed": [1, 2]}, "seed: 2 values for 1 scripts"),
         ({"config": {"cfg_scale": 2.0}}, "config: must be a GenerationConfig"),
         ({"config": [GenerationConfig()] * 3}, "config: 3 values for 1 scripts"),
@@ -243,7 +247,7 @@ def test_arguments_are_named(tiny_model: Dia2, arguments: dict[str, Any], messag
 
 
 def test_a_stream_refuses_wrong_arguments_at_once(tiny_model: Dia2) -> None:
-    with pytest.raises(ConfigError, match="chunk_frames: must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="chunk_frames: must be a whole number >= 1, got 0"):
         tiny_model.stream(SCRIPT, chunk_frames=0)
     with pytest.raises(ConfigError, match="chunk_frames"):
         tiny_model.session(chunk_frames=0)

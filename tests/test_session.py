@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from typing import Any, NamedTuple
 
@@ -287,6 +288,11 @@ def test_a_take_that_reaches_the_context_ends_cleanly_and_says_so(
         session.feed("more")
 
 
+def test_a_text_without_end_ends_with_the_context(tiny_model: Dia2) -> None:
+    chunks = list(tiny_model.stream(itertools.repeat("and on it goes "), chunk_frames=CHUNK))
+    assert [chunk.truncated for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
 def test_damaged_weights_are_an_error_not_a_noise(
     tiny_model: Dia2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,5 +305,6 @@ def test_damaged_weights_are_an_error_not_a_noise(
     session.close()
     with pytest.raises(NonFiniteError, match=r"NaN or infinite logits in frame 0 .*float32"):
         list(session)
+    assert session.cancelled and list(session) == []
     with pytest.raises(NonFiniteError, match="frame 0"):
         tiny_model.generate("[S1] Hello there.")

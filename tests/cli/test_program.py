@@ -47,7 +47,7 @@ def test_help_lists_commands_and_statuses_without_loading_jax() -> None:
         "from dia2_jax.cli import main\n"
         f"for name in {COMMANDS}: main([name, '--help'], standalone_mode=False)\n"
         "main(['--help'], standalone_mode=False)\n"
-        "found = {'jax', 'flax', 'numpy', 'tokenizers', 'huggingface_hub'} & set(sys.modules)\n"
+        "found = {'jax', 'flax', 'soundfile', 'tokenizers', 'huggingface_hub'} & set(sys.modules)\n"
         "sys.exit(f'imported: {found}' if found else 0)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

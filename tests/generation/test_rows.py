@@ -324,6 +324,25 @@ def test_output_begins_where_every_codebook_has_a_code(run) -> None:
     assert [word for word, _ in row.words][:2] == ["Hello", "there."]
 
 
+@pytest.mark.parametrize("name", ["main", "two codebooks"])
+def test_complete_frames_never_change_nor_gain_words(make_rows, driver, name) -> None:
+    """A stream emits frames as soon as they are complete, with the words that begin in them."""
+    rows = make_rows(name, CONFIGS[:1])
+    row = rows.rows[0]
+    rows.feed(0, SCRIPTS[0])
+    rows.close(0)
+    seen = []
+    while driver(rows, frames=1):
+        words = [(word, frame) for word, frame in row.word_steps() if frame < row.available]
+        seen.append((row.frames(0, row.available), words))
+    grown = [codes.shape[1] for codes, _ in seen]
+    assert grown == sorted(grown) and grown[-1] > 20 and len(seen[-1][1]) > 5
+    for codes, words in seen:
+        count = codes.shape[1]
+        assert (codes == seen[-1][0][:, :count]).all() and (codes >= 0).all()
+        assert words == [each for each in seen[-1][1] if each[1] < count]
+
+
 @pytest.mark.parametrize("padding", [0, 3, 20])
 def test_without_a_second_stream_output_begins_before_the_first_word(
     make_rows, driver, padding
