@@ -76,6 +76,8 @@ def test_data_alone_goes_to_standard_output(generate: Any, asked: list[Any]) -> 
     assert soundfile.read(io.BytesIO(run.stdout_bytes))[0].shape == (1920,)
     run = generate(SCRIPT, "--json", "-", output="-")
     assert run.exit_code == 2 and "cannot both go to standard output" in run.stderr
+    run = generate(SCRIPT, "--json", "./out.wav", output="out.wav")
+    assert run.exit_code == 2 and "cannot both go to 'out.wav': name two files" in run.stderr
 
 
 def test_an_existing_file_is_replaced_but_never_by_half_of_one(
