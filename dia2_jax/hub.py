@@ -328,13 +328,10 @@ class _Repository:
             files = (*files, self._full(name))
         target = self._put or Path(self._repo.split("/")[1])
         revision = f" --revision {self._revision}" if self._revision else ""
-        how = (
-            "the hub is switched off by HF_HUB_OFFLINE"
-            if constants.HF_HUB_OFFLINE
-            else f"the hub could not be reached ({str(error).splitlines()[0][:160]})"
-            if str(error)
-            else "the hub could not be reached"
-        )
+        detail = "".join(f" ({line[:160]})" for line in str(error).splitlines()[:1])
+        how = f"the hub could not be reached{detail}"
+        if constants.HF_HUB_OFFLINE:
+            how = "the hub is switched off by HF_HUB_OFFLINE"
         use = (
             "the files are then found there"
             if self._put

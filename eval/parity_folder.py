@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from dia2_jax import hub
-from dia2_jax.config import Dia2Config, MimiConfig, load_dia2_config
+from dia2_jax.config import Dia2Config, MimiConfig, load_dia2_config, load_mimi_config
 from dia2_jax.convert.load import SourceInfo
 from dia2_jax.convert.models import load_dia2, load_mimi
 from dia2_jax.errors import HubError
@@ -74,8 +74,12 @@ class Golden:
 
     @property
     def frame_rate(self) -> float:
-        """Code frames per second."""
-        return float(self.text.get("frame_rate", 12.5))
+        """Code frames per second: recorded, or else the codec's, as upstream takes it."""
+        recorded = self.text.get("frame_rate")
+        if recorded is not None:
+            return float(recorded)
+        codec = self.folder / "mimi"
+        return load_mimi_config(codec).frames_per_second if codec.is_dir() else 12.5
 
     def generation_names(self) -> list[str]:
         """Names of all recorded generations, by their settings or by their arrays."""

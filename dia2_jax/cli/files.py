@@ -155,10 +155,15 @@ def refuse_terminal(what: str) -> None:
         )
 
 
-def refuse_two_on_stdout(output: str | None, json_target: str | None) -> None:
-    """Audio and JSON in one stream are neither."""
+def refuse_one_target(output: str | None, json_target: str | None) -> None:
+    """Audio and JSON in one stream or file are neither."""
+    if output is None or json_target is None:
+        return
     if output == json_target == "-":
         raise click.UsageError("audio and JSON cannot both go to standard output")
+    same = os.path.realpath(output) == os.path.realpath(json_target)
+    if same and "-" not in (output, json_target) and not _is_special(Path(output)):
+        raise click.UsageError(f"audio and JSON cannot both go to {output!r}: name two files")
 
 
 def save_codes(

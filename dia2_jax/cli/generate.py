@@ -10,8 +10,8 @@ import click
 from dia2_jax.cli.files import (
     OutputPath,
     read_script,
+    refuse_one_target,
     refuse_terminal,
-    refuse_two_on_stdout,
     write_audio,
     write_json,
 )
@@ -65,7 +65,7 @@ def generate(script: str | None, output: str, json_target: str | None, **options
           --voice-1 anna.wav --transcript-1 "This is how I sound." --voice-2 ben.voice
     """
     text = read_script(script)
-    refuse_two_on_stdout(output, json_target)
+    refuse_one_target(output, json_target)
     if output == "-":
         refuse_terminal("the WAV")
     if not text.strip():

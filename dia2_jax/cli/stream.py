@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from dia2_jax.cli.files import OutputPath, refuse_terminal, refuse_two_on_stdout, write_json
+from dia2_jax.cli.files import OutputPath, refuse_one_target, refuse_terminal, write_json
 from dia2_jax.cli.generate import end_truncated, report
 from dia2_jax.cli.options import model_options, sampling_options, take_model, take_settings
 from dia2_jax.cli.prompts import Prompts, voice_options
@@ -92,7 +92,7 @@ def stream(
       llm "Tell me a story" | dia2-jax stream -m DIR | aplay
       llm "Tell me a story" | dia2-jax stream -m DIR --raw | aplay -f S16_LE -r 24000
     """
-    refuse_two_on_stdout(output, json_target)
+    refuse_one_target(output, json_target)
     if output == "-":
         refuse_terminal("the audio")
     seed = options.pop("seed")

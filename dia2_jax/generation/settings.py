@@ -19,12 +19,9 @@ _LARGEST_COUNT, _LARGEST_NUMBER = 2**31 - 1, 3e38
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, float | int | np.floating | np.integer)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and bool(abs(value) < _LARGEST_NUMBER)
-    )
+    if isinstance(value, bool) or not isinstance(value, float | int | np.floating | np.integer):
+        return False
+    return math.isfinite(value) and abs(float(value)) < _LARGEST_NUMBER
 
 
 def _is_count(value: Any) -> bool:
