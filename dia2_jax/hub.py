@@ -40,8 +40,7 @@ class MimiFiles:
 
     Attributes:
       weights: a safetensors file, an index of shards, or an Orbax folder.
-      config: ``config.json`` or Kyutai's ``mimi_config.json``; None where weights came alone,
-        which is how Kyutai publishes the codec of the published shape.
+      config: ``config.json`` or ``mimi_config.json``; None where weights came alone, as Kyutai's.
     """
 
     weights: Path
@@ -236,8 +235,7 @@ class _Repository:
         self, repo: str, revision: str | None, folder: str = "", put: Path | None = None
     ) -> None:
         self._repo, self._revision, self._folder, self._put = repo, revision, folder, put
-        # Why the hub could not be reached. After that only the cache is asked: the library retries
-        # for half a minute, and once is enough.
+        # Why the hub was out of reach; then only the cache is asked: one half minute is enough.
         self._cut_off: BaseException | None = None
 
     def __str__(self) -> str:
