@@ -198,9 +198,16 @@ def start(
         "JAX_ENABLE_COMPILATION_CACHE": "true",
     }
 
+    # A suite that runs in the background of a shell has Ctrl-C ignored, and children inherit that.
+    heed = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+
     def run(*arguments: str) -> subprocess.Popen[bytes]:
+        program = [sys.executable, "-c", heed, "-m", "dia2_jax", "stream"]
         return subprocess.Popen(
-            [sys.executable, "-m", "dia2_jax", "stream", "-m", tiny_model_folder, *arguments],
+            [*program, "-m", str(tiny_model_folder), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
