@@ -27,7 +27,7 @@ from dia2_jax.errors import AudioError
 SAMPLE_RATE = 24_000
 
 #: Lowest and highest rate that is taken for one, in samples per second.
-_RATES = (1_000, 768_000)
+_RATES = (100, 768_000)
 
 #: Size fields of a WAV whose length is not known when its header is written. Readers take it as
 #: "until the stream ends" (the convention of ffmpeg and sox when they write to a pipe).
