@@ -23,6 +23,9 @@ from dia2_jax.typing import Array, ArrayLike, Float, Int
 #: compile, and larger ones are no faster (their activations leave the processor's caches).
 SEGMENT = 16
 
+#: Frames quantised at a time in a whole take: enough that reading the codebooks does not dominate.
+QUANTIZED = 64
+
 
 class _Compiled(NamedTuple):
     half_norms: Callable[..., Any]
@@ -125,7 +128,15 @@ class Codec:
         """Codes of the next chunk, a whole number of frames; compiled once a chunk size.
 
         ``lengths`` are the real samples of each row in the last chunk of a ragged take.
+
+        Raises:
+          AudioError: on a chunk that is not a whole number of frames, or too many codebooks.
         """
+        if wave.ndim != 2 or wave.shape[1] == 0 or wave.shape[1] % self.samples_per_frame:
+            raise AudioError(
+                f"encode_step: needs a chunk [batch, samples] of whole frames of "
+                f"{self.samples_per_frame} samples, got {wave.shape}; StreamingEncoder takes any"
+            )
         if lengths is None:
             lengths = np.full((wave.shape[0],), wave.shape[1], np.int32)
         count = self._count(codebooks)
@@ -153,25 +164,29 @@ class Codec:
           AudioError: on an empty or misshapen waveform, or too many codebooks.
         """
         count = self._count(codebooks)
-        pieces = []
-        state = self.init_encode_state(len(wave))
-        for chunk, left in self._chunks(wave, lengths):
-            codes, state = self.encode_step(chunk, state, left, count)
-            pieces.append(codes)
-        whole = np.concatenate([np.asarray(piece) for piece in pieces], axis=2)
-        return whole[:, :, : self.mimi.frames_for(wave.shape[1])]
+        features = self.encode_latents(wave, lengths)
+        frames = features.shape[1]
+        features = np.pad(features, ((0, 0), (0, -frames % QUANTIZED), (0, 0)))
+        pieces = [
+            self._run.quantize(
+                self._leaves, self._half_norms, features[:, start : start + QUANTIZED], count
+            )
+            for start in range(0, frames, QUANTIZED)
+        ]
+        return np.concatenate([np.asarray(piece) for piece in pieces], axis=2)[:, :, :frames]
 
     def encode_latents(
         self, wave: Float[ArrayLike, "B W"], lengths: Int[ArrayLike, " B"] | None = None
     ) -> Float[np.ndarray, "B T D"]:
         """Features before quantisation of whole takes; arguments as in :meth:`encode`."""
+        host, counts = self._take(wave, lengths)
         pieces = []
-        state = self.init_encode_state(len(wave))
-        for chunk, left in self._chunks(wave, lengths):
+        state = self.init_encode_state(host.shape[0])
+        for chunk, left in self._chunks(host, counts):
             features, state = self._run.latents_step(self._leaves, chunk, left, state)
             pieces.append(features)
         whole = np.concatenate([np.asarray(piece) for piece in pieces], axis=1)
-        return whole[:, : self.mimi.frames_for(wave.shape[1])]
+        return whole[:, : self.mimi.frames_for(host.shape[1])]
 
     def decode(self, codes: Int[ArrayLike, "B C T"]) -> Float[np.ndarray, "B W"]:
         """Waveforms of whole takes, ``W = T * samples_per_frame``, not clamped to +-1.
@@ -198,12 +213,12 @@ class Codec:
             raise AudioError(f"codebooks: asked for {count}, this codec has 1 to {self.codebooks}")
         return count
 
-    def _chunks(
+    def _take(
         self, wave: Float[ArrayLike, "B W"], lengths: Int[ArrayLike, " B"] | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Segments of the waveform, filled up, each with its rows' real lengths."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A waveform on the host and the length of each row, both checked."""
         host = np.asarray(wave, np.float32)
-        if host.ndim != 2 or host.shape[1] == 0:
+        if host.ndim != 2 or 0 in host.shape:
             raise AudioError(f"encode: needs a waveform [batch, samples > 0], got {host.shape}")
         batch, samples = host.shape
         counts = np.full((batch,), samples) if lengths is None else np.asarray(lengths)
@@ -211,11 +226,17 @@ class Codec:
             raise AudioError(
                 f"encode: lengths must be {batch} numbers from 1 to {samples}, got {counts}"
             )
+        return host, counts
+
+    def _chunks(
+        self, wave: np.ndarray, lengths: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Segments of the waveform, filled up, each with its rows' real lengths."""
         span = self.mimi.samples_for(SEGMENT)
-        for start in range(0, samples, span):
-            chunk = host[:, start : start + span]
+        for start in range(0, wave.shape[1], span):
+            chunk = wave[:, start : start + span]
             chunk = np.pad(chunk, ((0, 0), (0, span - chunk.shape[1])))
-            yield chunk, np.clip(counts - start, 0, span).astype(np.int32)
+            yield chunk, np.clip(lengths - start, 0, span).astype(np.int32)
 
     def _checked(self, codes: Int[ArrayLike, "B C T"]) -> np.ndarray:
         host = np.asarray(codes)
@@ -253,7 +274,12 @@ class StreamingEncoder:
         """Codes of the frames that this piece completes; possibly none."""
         if self._closed:
             raise SessionError("push after close: this stream has ended, make a new encoder")
-        pending = np.concatenate([self._pending, np.asarray(wave, np.float32)], axis=1)
+        piece = np.asarray(wave, np.float32)
+        if piece.ndim != 2 or piece.shape[0] != self._pending.shape[0]:
+            raise AudioError(
+                f"push: needs samples [{self._pending.shape[0]}, any], got {piece.shape}"
+            )
+        pending = np.concatenate([self._pending, piece], axis=1)
         frame = self._codec.samples_per_frame
         pieces = []
         for start, size in runs(pending.shape[1] // frame):
@@ -295,6 +321,10 @@ class StreamingDecoder:
     def push(self, codes: Int[ArrayLike, "B C T"]) -> Float[np.ndarray, "B W"]:
         """The samples of these frames."""
         host = self._codec._checked(codes)
+        if host.shape[0] != self._batch:
+            raise AudioError(
+                f"push: this stream has {self._batch} rows, got codes of shape {host.shape}"
+            )
         pieces = [np.zeros((self._batch, 0), np.float32)]
         for start, size in runs(host.shape[2]):
             wave, self._state = self._codec.decode_step(

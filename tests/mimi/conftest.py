@@ -52,6 +52,7 @@ def short_segments() -> Iterator[None]:
     """Segments so short that the small takes here are made of several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "SEGMENT", 4)
+        patch.setattr(runtime, "QUANTIZED", 12)
         yield
 
 

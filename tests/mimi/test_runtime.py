@@ -143,6 +143,19 @@ def test_misshapen_waveforms_are_refused(plain, wave):
         plain.codec.encode(wave)
 
 
+@pytest.mark.parametrize("wave", [np.zeros((1, 95)), np.zeros((1, 0)), np.zeros(96)])
+def test_chunks_of_half_frames_are_refused(plain, wave):
+    with pytest.raises(AudioError, match="whole frames of 96 samples, got"):
+        plain.codec.encode_step(wave, plain.codec.init_encode_state(1))
+
+
+def test_pieces_for_another_number_of_streams_are_refused(plain):
+    with pytest.raises(AudioError, match=r"needs samples \[1, any\], got \(2, 9\)"):
+        StreamingEncoder(plain.codec).push(np.zeros((2, 9)))
+    with pytest.raises(AudioError, match=r"has 1 rows, got codes of shape \(2, 5, 30\)"):
+        StreamingDecoder(plain.codec).push(plain.codes)
+
+
 @pytest.mark.parametrize("lengths", [[0, 5], [5, 101], [5]])
 def test_impossible_lengths_are_refused(plain, lengths):
     with pytest.raises(AudioError, match="lengths must be 2 numbers from 1 to 100"):
