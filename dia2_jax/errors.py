@@ -32,6 +32,14 @@ class PrefixError(Dia2Error, ValueError):
     """A voice or conversation prefix cannot be used as given."""
 
 
+class AlignmentError(Dia2Error, ValueError):
+    """Words and times of a recording cannot be laid out over the frames of the model."""
+
+
+class DataError(Dia2Error, ValueError):
+    """A prepared data set is missing, damaged, or does not fit the model it is to train."""
+
+
 class AudioError(Dia2Error, ValueError):
     """An audio file cannot be read or has an impossible shape or rate."""
 

@@ -32,6 +32,11 @@ _NORMALIZE = {
 }
 
 
+def normalise(text: str) -> str:
+    """``text`` with its characters as the grammar reads them (``’`` as ``'``, ``:`` as a space)."""
+    return text.translate(_NORMALIZE)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One item of the word queue.
@@ -110,7 +115,7 @@ class Lexer:
 
     def feed(self, text: str) -> list[Word | Break]:
         """Words and pauses that ``text`` completes."""
-        return [item for c in text.translate(_NORMALIZE) for item in self._take(c)]
+        return [item for c in normalise(text) for item in self._take(c)]
 
     def close(self) -> list[Word | Break]:
         """What was still open; afterwards the lexer is as new."""
