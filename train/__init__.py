@@ -1,0 +1,1 @@
+"""Programs that train: data preparation, decoder and codec. They run from a checkout."""
