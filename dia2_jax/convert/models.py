@@ -66,11 +66,15 @@ def load_mimi(
 
 
 def abstract_dia2(
-    config: Dia2Config, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+    config: Dia2Config,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
 ) -> tuple[nnx.GraphDef[Any], Any]:
     """Structure and abstract parameters of the Dia2 network."""
     return abstract_params(
-        lambda rngs: Dia2Model(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        lambda rngs: Dia2Model(config, dtype=dtype, param_dtype=param_dtype, remat=remat, rngs=rngs)
     )
 
 

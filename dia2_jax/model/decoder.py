@@ -11,7 +11,9 @@ from dia2_jax.model.layers import GatedMLP, MultiStreamEmbedding
 from dia2_jax.nn.attention import KVCache, attend, attend_cache
 from dia2_jax.nn.linear import Embedding, Linear
 from dia2_jax.nn.norm import RMSNorm
+from dia2_jax.nn.remat import rematerialised
 from dia2_jax.nn.rope import inverse_frequencies, rotate
+from dia2_jax.sharding import constrain
 from dia2_jax.typing import Array, Float, Int
 
 # Per-head RMS normalisation of queries and keys takes the place of 1 / sqrt(H).
@@ -145,10 +147,11 @@ class Decoder(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
         rngs: nnx.Rngs,
     ) -> None:
         data, shape = config.data, config.model.decoder
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.remat = config, dtype, remat
         self.audio_embeds = nnx.List(
             [
                 Embedding(data.audio_vocab_size, shape.n_embd, param_dtype=param_dtype, rngs=rngs)
@@ -202,10 +205,11 @@ class Decoder(nnx.Module):
         batch, _, steps = tokens.shape
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
-        x = self._embed(tokens.swapaxes(1, 2))
+        x = constrain(self._embed(tokens.swapaxes(1, 2)), "B T D")
         filled = []
         for index, layer in enumerate(self.layers):
-            x, (keys, values) = layer(x, positions)
+            x, (keys, values) = rematerialised(layer, self.remat)(x, positions)
+            x = constrain(x, "B T D")
             if cache is not None:
                 filled.append(cache[index].write_prefix(keys, values))
         return self._heads(x), None if cache is None else tuple(filled)

@@ -18,7 +18,9 @@ from dia2_jax.model.layers import GatedMLP, MultiStreamEmbedding
 from dia2_jax.nn.attention import attend
 from dia2_jax.nn.linear import Embedding, Linear
 from dia2_jax.nn.norm import RMSNorm
+from dia2_jax.nn.remat import rematerialised
 from dia2_jax.nn.rope import inverse_frequencies, rotate
+from dia2_jax.sharding import constrain
 from dia2_jax.typing import Array, Float, Int
 
 _SCALE = 1.0  # see decoder: queries and keys are normalised per head
@@ -191,10 +193,11 @@ class Depformer(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
         rngs: nnx.Rngs,
     ) -> None:
         data, shape = config.data, config.model.depformer
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.remat = config, dtype, remat
         self.stages = data.codebooks - 1
         self.vocabulary = data.depth_vocab_size
         self.audio_embeds = nnx.List(
@@ -312,9 +315,9 @@ class Depformer(nnx.Module):
             if stage == 0 and spelled is not None:
                 embedded = embedded + spelled
             columns.append(projected[index] + embedded)
-        x = jnp.stack(columns, axis=1)
+        x = constrain(jnp.stack(columns, axis=1), "B C D")
         for layer in self.layers:
-            x = layer(x)
+            x = constrain(rematerialised(layer, self.remat)(x), "B C D")
         x = self.norm(x)
         logits = [head(x[:, stage]) for stage, head in enumerate(self.logits)]
         return jnp.stack(logits, axis=1)[..., : self.vocabulary]

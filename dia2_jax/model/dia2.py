@@ -18,6 +18,7 @@ class Dia2Model(nnx.Module):
       config: shapes.
       dtype: compute dtype of activations and caches; logits are float32 in any case.
       param_dtype: dtype in which weights are held.
+      remat: what the backward pass keeps of each layer (``dia2_jax.nn.remat.POLICIES``).
     """
 
     def __init__(
@@ -26,8 +27,13 @@ class Dia2Model(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
+        remat: str = "none",
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
-        self.transformer = Decoder(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.depformer = Depformer(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.transformer = Decoder(
+            config, dtype=dtype, param_dtype=param_dtype, remat=remat, rngs=rngs
+        )
+        self.depformer = Depformer(
+            config, dtype=dtype, param_dtype=param_dtype, remat=remat, rngs=rngs
+        )
