@@ -28,11 +28,12 @@ _ORDER, _CROP, _MASKS = range(3)
 
 @dataclass(frozen=True)
 class Slot:
-    """A piece of a recording: those words that start in a window of it.
+    """A piece of a recording.
 
     Attributes:
       recording: index in the data set.
-      window, windows: the ``window``-th of ``windows`` equal parts.
+      window, windows: its crop starts in the ``window``-th of ``windows`` equal parts of where
+        a crop of full length can start; 1 window is the recording whole.
       steps: steps of the row it makes at most.
     """
 
@@ -44,7 +45,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """A row of a batch: a slot, and the random number in [0, 1) that places its crop."""
+    """A row of a batch.
+
+    Attributes:
+      slot: what it shows.
+      place: random in [0, 1): where between first and last possible start its crop is.
+    """
 
     slot: Slot
     place: float
@@ -101,7 +107,10 @@ class BatchPlan:
         epoch, index = divmod(step, self.steps_per_epoch)
         slots = [self.slots[i] for i in self._epoch(epoch)[index]]
         rng = _stream(self.seed, _CROP, step)
-        rows = [PlannedRow(slot, place) for slot, place in zip(slots, rng.random(self.rows))]
+        rows = [
+            PlannedRow(slot, place)
+            for slot, place in zip(slots, rng.random(self.rows), strict=True)
+        ]
         longest = max(slot.steps for slot in slots)
         return min(bucket for bucket in self.buckets if bucket >= longest), rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from dia2_jax.data.alignment import Pace, SpokenWord
 from dia2_jax.typing import Int
+
+_EDGE = 0.15
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,15 @@ def crop(recording: Recording, first: int, max_steps: int, pace: Pace, ahead: in
     return Recording(codes=recording.codes[:, frame : frame + max_steps + 1], words=tuple(kept))
 
 
-def first_words(words: Sequence[SpokenWord], start: float, end: float) -> range:
-    """Indices of the words that start in ``[start, end)`` seconds; of the nearest if none does."""
-    inside = [index for index, word in enumerate(words) if start <= word.start < end]
-    if inside:
-        return range(inside[0], inside[-1] + 1)
-    distances = [min(abs(word.start - start), abs(word.start - end)) for word in words]
-    nearest = int(np.argmin(distances))
-    return range(nearest, nearest + 1)
+def crop_start(words: Sequence[SpokenWord], seconds: float, place: float) -> int:
+    """The word from which a crop goes on: the first that starts behind a random point.
+
+    Args:
+      words: of the recording.
+      seconds: where the last crop of full length starts.
+      place: in [0, 1), where between the recording's start and there. A little at both ends
+        stands for the end itself, so that beginnings and ends are seen as often as middles.
+    """
+    target = min(max(place * (1 + 2 * _EDGE) - _EDGE, 0.0), 1.0) * max(seconds, 0.0)
+    index = bisect_left(words, target, key=lambda word: word.start)
+    return min(index, len(words) - 1)
