@@ -14,10 +14,13 @@ There are two ways to run a model with adapters, equal to float32 rounding:
   runs the very arithmetic of the merged model; it costs a copy of every target during the step
   and again as much for its gradient, and computes W's whole gradient.
 
-Memory at the 2B shape (1.92 billion parameters): the frozen weights take 7.7 GB in float32 or
-3.8 GB in bfloat16, shared with nothing. An adapter parameter takes 16 bytes (master, two moments,
-gradient), so the optimiser needs megabytes where full fine-tuning needs 23 GB and more;
-:func:`apply` adds up to twice the targets' size.
+Memory at the 2B shape (1.92 billion parameters, 1.53 billion of them in the default targets): the
+frozen weights take 7.7 GB in float32, 3.8 GB in bfloat16. An adapter parameter takes 16 bytes
+(master, two moments, gradient), so rank 128 trains 154 million of them in 2.5 GB and saves a file
+of 0.61 GB; rank 16 trains 19 million in 0.31 GB and saves 77 MB. Full fine-tuning holds 31 GB.
+:func:`apply` adds 6.1 GB (float32) of effective weights, and up to as much for their gradients.
+
+There is no dropout: :func:`apply` could not have it, and the relatives' recipes train without.
 """
 
 from __future__ import annotations
@@ -178,7 +181,8 @@ def attach(graphdef: nnx.GraphDef[Any], abstract: Any, config: LoraConfig) -> tu
 def merge(params: Mapping[str, Array], adapters: Mapping[str, Array], config: LoraConfig) -> Params:
     """All parameters with the adapters folded in, for export; float32 at the targets.
 
-    A weight that its adapter does not change keeps its bits. Takes one copy of the targets.
+    A weight that its adapter does not change keeps its bits. Takes one copy of the targets. Where
+    the run held its weights in bfloat16, pass the published float32 ones: they lose nothing then.
 
     Raises:
       CheckpointError: adapters that do not fit `params`; lists every problem.

@@ -180,7 +180,7 @@ def make_optimizer(
       ConfigError: a schedule that does not fit, a pattern without a match, parameters of lower
         precision than float32 (small updates would be rounded away).
     """
-    low = [path for path, leaf in params.items() if jnp.finfo(leaf.dtype).bits < 32]
+    low = [path for path, leaf in params.items() if leaf.dtype not in (jnp.float32, jnp.float64)]
     if low:
         raise ConfigError(
             f"{len(low)} trainable parameters are not float32 ({', '.join(low[:3])}): keep float32 "
