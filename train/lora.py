@@ -51,6 +51,9 @@ _A, _B, _WEIGHT = ".lora_a", ".lora_b", ".weight"
 _FORMAT = "dia2-jax-lora-1"
 _LISTED = 8
 
+#: Logical axes of adapters (see ``dia2_jax.sharding``).
+AXES = (("*.lora_a", ". D"), ("*.lora_b", "N ."))
+
 
 @dataclass(frozen=True, config=STRICT)
 class LoraConfig:

@@ -31,7 +31,7 @@ Params = dict[str, jax.Array]
 
 
 class Tiny(NamedTuple):
-    """A network of one layer and three codebooks, its whole-sequence outputs and a gradient, both compiled once.
+    """A network of one layer and three codebooks: its whole-sequence outputs and a gradient.
 
     ``plain`` takes all parameters, ``attached`` parameters and adapters. ``slopes`` is the loss
     and its gradient in the adapters, of either form.
@@ -178,22 +178,21 @@ def test_both_forms_have_the_same_gradient(tiny: Tiny) -> None:
         )
 
 
-def test_a_bfloat16_base_keeps_small_updates(tiny: Tiny) -> None:
-    low = {path: leaf.astype(jnp.bfloat16) for path, leaf in tiny.params.items()}
-    adapters = trained(init_adapters(low, CONFIG, jax.random.key(0)))
-    tenth = {name: leaf * 1e-3 for name, leaf in adapters.items()}
-    path = "transformer.layers.0.attn.q_proj.weight"
-    effective = lora.apply(low, tenth, CONFIG.scaling)
-    assert effective[path].dtype == jnp.float32
-    assert effective["transformer.norm.weight"].dtype == jnp.bfloat16
-    assert float(jnp.abs(effective[path] - low[path].astype(jnp.float32)).max()) > 0
+def test_a_bfloat16_base_keeps_small_updates() -> None:
+    low = {
+        "layer.weight": jnp.ones((2, 3), jnp.bfloat16),
+        "norm.weight": jnp.ones(3, jnp.bfloat16),
+    }
+    adapters = {"layer.lora_a": jnp.full((1, 3), 1e-3), "layer.lora_b": jnp.full((2, 1), 0.5)}
+    effective = lora.apply(low, adapters, 2.0)  # bfloat16 has nothing between 1 and 1.0078
+    np.testing.assert_allclose(effective["layer.weight"], np.full((2, 3), 1.001), rtol=1e-6)
+    assert effective["norm.weight"].dtype == jnp.bfloat16
 
 
 # ----------------------------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("form", ["apply", "attach"])
-def test_only_adapters_move(tiny: Tiny, form: str) -> None:
+def test_only_adapters_move(tiny: Tiny) -> None:
     adapters = init_adapters(tiny.params, CONFIG, jax.random.key(0))
     before = {path: np.array(leaf) for path, leaf in tiny.params.items()}
     start, losses = adapters, []
@@ -203,7 +202,7 @@ def test_only_adapters_move(tiny: Tiny, form: str) -> None:
     assert set(state_paths(state, adapters).values()) == {*adapters, None}
     update = jax.jit(optimizer.update)
     for _ in range(4):
-        loss, gradients = tiny.slopes[form](adapters, tiny.params)
+        loss, gradients = tiny.slopes["attach"](adapters, tiny.params)
         assert gradients.keys() == adapters.keys()
         updates, state = update(gradients, state, adapters)
         adapters = optax.apply_updates(adapters, updates)
