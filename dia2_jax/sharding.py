@@ -157,3 +157,17 @@ def constrain(x: Array, axes: str) -> Array:
         return x
     sharding = NamedSharding(mesh, spec(axes, x.shape, mesh))
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """Refuses rows (of a micro-batch) that do not divide over the mesh.
+
+    Raises:
+      ConfigError: says which number fits.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise ConfigError(
+            f"{rows} rows of a micro-batch do not divide over data x fsdp = {parts} devices: make "
+            f"data.rows / microbatches a multiple of {parts}"
+        )

@@ -1,0 +1,182 @@
+"""The model that training begins with: its files, its shape, its weights placed on a mesh."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import yaml
+
+from dia2_jax import checkpoint, hub
+from dia2_jax.config import Dia2Config, config_to_dict, load_dia2_config
+from dia2_jax.convert import dia2
+from dia2_jax.convert.load import SourceInfo, export_params, load_weights
+from dia2_jax.convert.models import abstract_dia2
+from dia2_jax.errors import ConfigError, HubError
+from dia2_jax.nn.linear import fan_in_init
+from dia2_jax.text.tokenizer import Tokenizer
+from dia2_jax.typing import Array
+from train.dia2_config import ModelSource
+
+#: Standard deviation of fresh embedding tables.
+_EMBEDDING_SCALE = 0.02
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Everything of a model but its weights.
+
+    Attributes:
+      config: the model's.
+      tokenizer, tokenizer_file: of the model.
+      weights: file or Orbax folder; None for random weights.
+      mimi: the codec's files; None where it could not be found (no samples, export without it).
+      config_file: the published ``config.json`` that is exported verbatim; None for YAML shapes.
+    """
+
+    config: Dia2Config
+    tokenizer: Tokenizer
+    tokenizer_file: Path
+    weights: Path | None
+    mimi: hub.MimiFiles | None
+    config_file: Path | None
+
+
+def find_start(source: ModelSource) -> StartingPoint:
+    """The files that a training configuration names.
+
+    Raises:
+      ConfigError, HubError, CheckpointError: naming what is missing or malformed.
+    """
+    if source.start is not None:
+        files = hub.resolve(source.start, mimi=source.codec)
+        config = load_dia2_config(files.config)
+        tokenizer_file = files.tokenizer
+        if source.tokenizer is not None:
+            tokenizer_file = _tokenizer_file(source.tokenizer)
+        tokenizer = Tokenizer.from_file(tokenizer_file, config.data)
+        return StartingPoint(
+            config, tokenizer, tokenizer_file, files.weights, files.mimi, files.config
+        )
+    assert source.config is not None and source.tokenizer is not None
+    config = _read_shape(Path(source.config))
+    tokenizer_file = _tokenizer_file(source.tokenizer)
+    tokenizer = Tokenizer.from_file(tokenizer_file, config.data)
+    mimi = None
+    if source.codec is not None:
+        mimi = hub.resolve_mimi(source.codec)
+    return StartingPoint(config, tokenizer, tokenizer_file, None, mimi, None)
+
+
+def initial_params(
+    start: StartingPoint, abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int
+) -> tuple[dict[str, Array], SourceInfo | None]:
+    """The weights, as a flat dict with the dtypes and shardings of ``abstract``.
+
+    Random ones are a function of the seed and each parameter's own path: linear maps truncated
+    normal of variance 1 / fan-in, tables normal, norms one.
+
+    Raises:
+      CheckpointError: weights that do not fit the config.
+    """
+    if start.weights is not None:
+        # A flat dict is a tree, too: its dotted names are the parameters'.
+        params, info = load_weights(start.weights, dia2.TABLE, dict(abstract))
+        return dict(params), info
+
+    def make(key: Array) -> dict[str, Array]:
+        return {
+            path: _fresh(path, leaf, jax.random.fold_in(key, zlib.crc32(path.encode())))
+            for path, leaf in abstract.items()
+        }
+
+    shardings = {path: leaf.sharding for path, leaf in abstract.items()}
+    return jax.jit(make, out_shardings=shardings)(jax.random.key(seed)), None
+
+
+def export_model(
+    start: StartingPoint, params: Mapping[str, Any], info: SourceInfo | None, folder: Path
+) -> None:
+    """Write a folder in the published layout, whole or not at all; an older one is replaced.
+
+    ``params`` are float32; a checkpoint that began as bfloat16 is exported as float32, since its
+    masters have moved on.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    _, abstract = abstract_dia2(start.config)
+    _, treedef = checkpoint.flatten_tree(abstract)
+    tree = checkpoint.unflatten_tree(treedef, dict(params))
+    export_params(tree, dia2.TABLE, staged / hub.WEIGHTS, info, dtype=jnp.float32)
+    if start.config_file is not None:
+        raw = json.loads(start.config_file.read_text(encoding="utf-8"))
+    else:
+        raw = config_to_dict(start.config)
+    mimi = start.mimi
+    if mimi is not None:
+        _copy_codec(mimi, staged / "mimi")
+        # The codec is the one in the folder now, wherever it came from.
+        if isinstance(raw.get("assets"), dict):
+            raw["assets"] = {**raw["assets"], "mimi": None}
+    if isinstance(raw.get("assets"), dict):
+        raw["assets"] = {**raw["assets"], "tokenizer": None}
+    (staged / hub.CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    for name in (hub.TOKENIZER, *hub.TOKENIZER_EXTRAS, "vocab.json", "merges.txt"):
+        beside = start.tokenizer_file.parent / name
+        if beside.is_file():
+            shutil.copyfile(beside, staged / name)
+    checkpoint.replace_folder(staged, folder)
+
+
+def _copy_codec(mimi: hub.MimiFiles, target: Path) -> None:
+    target.mkdir()
+    if mimi.config is not None:
+        shutil.copyfile(mimi.config, target / mimi.config.name)
+    if mimi.weights.is_dir():
+        shutil.copytree(mimi.weights, target / mimi.weights.name)
+    else:
+        shutil.copyfile(mimi.weights, target / mimi.weights.name)
+
+
+def _fresh(path: str, leaf: jax.ShapeDtypeStruct, key: Array) -> Array:
+    if len(leaf.shape) == 1:
+        return jnp.ones(leaf.shape, leaf.dtype)
+    if fnmatchcase(path, "*embed*.weight") and not path.endswith("_proj.weight"):
+        return _EMBEDDING_SCALE * jax.random.normal(key, leaf.shape, leaf.dtype)
+    return fan_in_init(key, leaf.shape, leaf.dtype)
+
+
+def _tokenizer_file(name: str) -> Path:
+    path = Path(name)
+    path = path / hub.TOKENIZER if path.is_dir() else path
+    if not path.is_file():
+        raise HubError(f"no tokenizer at {path}: model.tokenizer names a folder that holds one")
+    return path
+
+
+def _read_shape(path: Path) -> Dia2Config:
+    if path.suffix not in (".yaml", ".yml"):
+        return load_dia2_config(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such model config (model.config)") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected the names and values of a model config")
+    try:
+        return load_dia2_config(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
