@@ -257,7 +257,7 @@ def _matched(
         said = " ".join(word.text for word in heard[:8]) or "nothing"
         raise Rejected(
             "transcript_mismatch",
-            f"{where}: {100 * match.agreement:.0f} % of the transcript's words are among the {kind} "
-            f"ones ({said!r}…), --min-agreement is {min_agreement:g}",
+            f"{where}: {100 * match.agreement:.0f} % of the transcript's words are among those "
+            f"that are {kind} ({said!r}…), --min-agreement is {min_agreement:g}",
         )
     return match.times

@@ -10,8 +10,8 @@ import numpy as np
 
 from dia2_jax.audio import voiced_span
 from dia2_jax.typing import Float
-from train.preparation.records import Recording, Rejected, TimedWord
 from train.preparation.recordings import too_long
+from train.preparation.records import Recording, Rejected, TimedWord
 
 #: A sample this close to full scale counts as clipped: MP3 and resampling round the flat tops.
 _FULL_SCALE = 0.999

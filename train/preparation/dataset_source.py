@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 
 from dia2_jax.errors import DataError
-from train.preparation.records import Item, Recording, Rejected, SourceRow
 from train.preparation.recordings import as_recording, read_recording
+from train.preparation.records import Item, Recording, Rejected, SourceRow
 from train.preparation.sources import Columns, Kind
 from train.preparation.transcripts import read_turns
 
@@ -128,7 +128,8 @@ def _load_local(path: Path, split: str) -> datasets.Dataset:
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
                 raise DataError(
-                    f"{path}: has no split {split!r}; it has {', '.join(saved)}. Choose with --split"
+                    f"{path}: has no split {split!r}; it has {', '.join(saved)}. Choose one with "
+                    "--split"
                 )
             return saved[split]
         return saved

@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol
 
 from dia2_jax.errors import DataError
 from dia2_jax.hub import is_repository_id
-from train.preparation.records import Channel, Item, Rejected, SourceRow, Turn
 from train.preparation.recordings import read_recording
+from train.preparation.records import Channel, Item, Rejected, SourceRow, Turn
 from train.preparation.transcripts import read_turns
 
 Kind = Literal["folder", "manifest", "dataset"]
