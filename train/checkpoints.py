@@ -11,6 +11,7 @@ every mesh.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -160,12 +161,15 @@ class Checkpoints:
                 f"such as {broken[0]}; they are not saved. Resume from the last checkpoint with a "
                 "lower learning rate"
             )
-        document = {
-            **metadata,
-            "step": step,
-            "metrics": dict(values or {}),
-            "fingerprints": {name: value for name, (value, _) in fingerprints.items()},
-        }
+        # Copied: the JSON is written in the background, when the run has counted further.
+        document: dict[str, Any] = copy.deepcopy(
+            {
+                **metadata,
+                "step": step,
+                "metrics": dict(values or {}),
+                "fingerprints": {name: value for name, (value, _) in fingerprints.items()},
+            }
+        )
         document["checksum"] = _checksum(document)
         if self._metric is not None and self.improves(values or {}):
             self._best_step, self._best_value = step, document["metrics"][self._metric]
@@ -326,7 +330,11 @@ def _load(path: Path, parts: Sequence[str]) -> tuple[dict[str, Any], dict[str, A
 def _best(folder: Path, steps: Sequence[int]) -> int:
     values: dict[int, float] = {}
     for step in steps:
-        metadata = _read_metadata(folder / str(step))
+        try:
+            metadata = _read_metadata(folder / str(step))
+        except CheckpointError as error:
+            warn(f"checkpoint {step} cannot be used ({error})")
+            continue
         metric = metadata["config"]["run"]["best"]
         if metric in metadata["metrics"]:
             values[step] = metadata["metrics"][metric]

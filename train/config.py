@@ -128,18 +128,21 @@ def read_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
     if malformed:
         raise ConfigError(f"override {malformed[0]!r}: expected NAME=VALUE, such as run.steps=20")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{where}: expected names and values, got a list")
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         raw: Any = OmegaConf.to_container(merged, resolve=True)
         json.dumps(raw)
     except FileNotFoundError:
         raise ConfigError(f"{where}: no such config file") from None
+    except ConfigError:
+        raise
     except IsADirectoryError:
         raise ConfigError(f"{where}: is a folder, not a config file") from None
     except (YAMLError, OmegaConfBaseException, OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: cannot be read with its overrides ({reason})") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where}: expected names and values, got {type(raw).__name__}")
     if overrides:
         where += f" with {' '.join(overrides)}"
     return validate(kind, raw, where)

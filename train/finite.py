@@ -32,7 +32,7 @@ class FiniteWatch:
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Look at the metrics of a step that has been dispatched."""
-        self._names = sorted(metrics)
+        self._names = _ordered(metrics)
         self._first = _first_bad(self._first, np.int32(step), dict(metrics))
         self._under_way.append(metrics)
         if len(self._under_way) > _AHEAD:
@@ -64,8 +64,13 @@ def require_finite(step: int, values: Mapping[str, float]) -> None:
         )
 
 
+def _ordered(metrics: Metrics) -> list[str]:
+    """Losses first: one of them is the cause where several metrics of a step are no numbers."""
+    return sorted(metrics, key=lambda name: ("loss" not in name, name))
+
+
 @jax.jit
 def _first_bad(first: Int[Array, " 2"], step: Int[Array, ""], metrics: Metrics) -> Int[Array, " 2"]:
-    good = jnp.stack([jnp.isfinite(metrics[name]).all() for name in sorted(metrics)])
+    good = jnp.stack([jnp.isfinite(metrics[name]).all() for name in _ordered(metrics)])
     here = jnp.stack([step, jnp.argmin(good).astype(jnp.int32)])
     return jnp.where((first[0] < 0) & ~good.all(), here, first)

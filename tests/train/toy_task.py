@@ -1,10 +1,11 @@
 """A linear model that fulfils the Task protocol, and a program that trains it.
 
-    python tests/train/toy_task.py CONFIG [a.b=c …] [--resume]
+python tests/train/toy_task.py CONFIG [a.b=c …] [--resume]
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -56,42 +57,70 @@ class ToyConfig:
     trouble: ToyTrouble = ToyTrouble()
 
 
+@functools.cache
+def compiled(model: ToyModel, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """The initial state's program, its abstract value and the step's; shared by all tests."""
+    optimizer = optax.adamw(model.rate)
+
+    def initial(seed: Any) -> dict[str, Any]:
+        weight = jax.random.normal(jax.random.key(seed), (INPUTS, model.outputs))
+        params = {"layer.weight": weight, "layer.bias": jnp.zeros(model.outputs)}
+        return {
+            "step": jnp.int32(0),
+            "params": params,
+            "ema": jax.tree.map(lambda x: x.astype(jnp.bfloat16), params),
+            "optimizer": optimizer.init(params),
+        }
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        rows = leaf.ndim > 0 and leaf.shape[0] == INPUTS
+        sharding = NamedSharding(mesh, PartitionSpec("fsdp") if rows else PartitionSpec())
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    abstract = jax.tree.map(place, jax.eval_shape(initial, np.uint32(0)))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def loss_of(params: Any, batch: Any, key: Any) -> Any:
+        kept = jax.random.bernoulli(key, 1 - model.dropout, batch["x"].shape)
+        out = (batch["x"] * kept) @ params["layer.weight"] + params["layer.bias"]
+        return jnp.mean((out - batch["y"]) ** 2)
+
+    def step(state: Any, batch: Any, seed: Any, nan_at: Any, nan_weights_at: Any) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        loss, gradients = jax.value_and_grad(loss_of)(state["params"], batch, key)
+        updates, moments = optimizer.update(gradients, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        done = state["step"] + 1
+        loss = jnp.where(done == nan_at, jnp.nan, loss)
+        params["layer.bias"] += jnp.where(done == nan_weights_at, jnp.inf, 0.0)
+        ema = jax.tree.map(
+            lambda a, b: (0.9 * a + 0.1 * b).astype(jnp.bfloat16), state["ema"], params
+        )
+        new = {"step": done, "params": params, "ema": ema, "optimizer": moments}
+        return new, {"loss": loss, "loss/square": loss, "accuracy": jnp.exp(-loss)}
+
+    start = jax.jit(initial, out_shardings=shardings)
+    return start, abstract, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
 class ToyTask:
-    """Regression of a random linear map from noise, with dropout keyed by (seed, step)."""
+    """Regression of a linear map from noise, with dropout keyed by (seed, step)."""
 
     name = "toy"
 
     def __init__(self, config: ToyConfig, *, data: str = "noise") -> None:
         self.config, self.data = config, data
         shape = (jax.device_count() // config.mesh.fsdp, config.mesh.fsdp)
-        self.mesh = Mesh(np.array(jax.devices()).reshape(shape), ("data", "fsdp"))
-        self.optimizer = optax.adamw(config.model.rate)
+        mesh = Mesh(np.array(jax.devices()).reshape(shape), ("data", "fsdp"))
+        self.initial, self.abstract, self.step = compiled(config.model, mesh)
         self.validated: list[int] = []
         self.started: list[int] = []
-        self.step = jax.jit(self._step, donate_argnums=0)
 
     def initial_state(self) -> dict[str, Any]:
-        abstract = self.abstract_state()
-        return jax.jit(self._initial, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
-
-    def _initial(self) -> dict[str, Any]:
-        key = jax.random.key(self.config.run.seed)
-        weight = jax.random.normal(key, (INPUTS, self.config.model.outputs))
-        params = {"layer.weight": weight, "layer.bias": jnp.zeros(self.config.model.outputs)}
-        return {
-            "step": jnp.int32(0),
-            "params": params,
-            "ema": jax.tree.map(lambda x: x.astype(jnp.bfloat16), params),
-            "optimizer": self.optimizer.init(params),
-        }
+        return self.initial(np.uint32(self.config.run.seed))
 
     def abstract_state(self) -> dict[str, Any]:
-        def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            rows = leaf.ndim > 0 and leaf.shape[0] == INPUTS
-            sharding = NamedSharding(self.mesh, PartitionSpec("fsdp") if rows else PartitionSpec())
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        return jax.tree.map(place, jax.eval_shape(self._initial))
+        return self.abstract
 
     def _batch(self, step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(np.random.SeedSequence([self.config.run.seed, step]))
@@ -105,30 +134,11 @@ class ToyTask:
             yield self._batch(step)
             step += 1
 
-    def _loss(self, params: Any, batch: Any, step: Any) -> Any:
-        key = jax.random.fold_in(jax.random.key(self.config.run.seed), step)
-        kept = jax.random.bernoulli(key, 1 - self.config.model.dropout, batch["x"].shape)
-        out = (batch["x"] * kept) @ params["layer.weight"] + params["layer.bias"]
-        return jnp.mean((out - batch["y"]) ** 2)
-
-    def _step(self, state: Any, batch: Any) -> Any:
-        loss, gradients = jax.value_and_grad(self._loss)(state["params"], batch, state["step"])
-        updates, optimizer = self.optimizer.update(gradients, state["optimizer"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        done = state["step"] + 1
-        trouble = self.config.trouble
-        loss = jnp.where(done == trouble.nan_at, jnp.nan, loss)
-        params["layer.bias"] += jnp.where(done == trouble.nan_weights_at, jnp.inf, 0.0)
-        ema = jax.tree.map(
-            lambda a, b: (0.9 * a + 0.1 * b).astype(jnp.bfloat16), state["ema"], params
-        )
-        new = {"step": done, "params": params, "ema": ema, "optimizer": optimizer}
-        return new, {"loss": loss, "loss/square": loss, "accuracy": jnp.exp(-loss)}
-
     def train_step(self, state: Any, batch: Any) -> Any:
         trouble = self.config.trouble
         time.sleep(trouble.step_seconds)
-        out = self.step(state, batch)
+        numbers = (self.config.run.seed, trouble.nan_at, trouble.nan_weights_at)
+        out = self.step(state, batch, *(np.uint32(number) for number in numbers))
         if trouble.signal_at and int(out[0]["step"]) == trouble.signal_at:
             os.kill(os.getpid(), trouble.signal)
         return out
