@@ -172,6 +172,14 @@ def _check(words: Sequence[SpokenWord]) -> None:
             raise AlignmentError(f"{where}: ends before it starts")
         if word.speaker not in (1, 2):
             raise AlignmentError(f"{where}: speaker {word.speaker}, Dia2 has speakers 1 and 2")
+        lexer = Lexer()
+        for item in lexer.feed(word.text) + lexer.close():
+            if isinstance(item, Break):
+                raise AlignmentError(f"{where} holds a <break> tag: pauses follow from the times")
+            if item.text in SPEAKER_TAGS:
+                raise AlignmentError(
+                    f"{where} holds a speaker tag: give the word's speaker instead"
+                )
     for before, word in pairwise(words):
         if word.start < before.start:
             raise AlignmentError(
@@ -200,7 +208,8 @@ def _timed_entries(
     timed: list[_Timed] = []
     for item in lexer.feed(text) + lexer.close():
         if isinstance(item, Break):
-            raise AlignmentError(f"a word of {text[:80]!r}… holds a <break> tag: remove it")
+            behind = f"behind {timed[-1].written!r}" if timed else "at the start"
+            raise AlignmentError(f"the words {behind} write a <break> tag together: remove it")
         if item.text in SPEAKER_TAGS:
             tag = f"{item.text} "
             continue
@@ -211,8 +220,6 @@ def _timed_entries(
             timed.append(_Timed(entry, tag + item.text, start, end))
             entry = next(entries, None)
         tag = ""
-    if entry is not None or position != len(times):
-        raise AlignmentError(f"a word of {text[:80]!r}… holds a speaker tag: remove it")
     if not timed:
         raise AlignmentError("no word of the recording has a token in this vocabulary")
     return timed
