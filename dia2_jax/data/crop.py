@@ -34,13 +34,18 @@ def crop(recording: Recording, first: int, max_steps: int, pace: Pace, ahead: in
     as soon as it takes any. Words behind the row's end are kept as far as the second text stream
     (``ahead`` words) and the length of the last gap depend on them.
     """
-    origin = recording.words[first].start
-    frame = min(round(origin * pace.frame_rate), max(recording.codes.shape[1] - 1, 0))
-    offset = frame / pace.frame_rate
+    rate = pace.frame_rate
+    frame = min(round(recording.words[first].start * rate), max(recording.codes.shape[1] - 1, 0))
+
+    def shifted(seconds: float) -> float:
+        # Whole frames: a time near the middle of two, less an offset, might round to the other,
+        # and the crop would take the word in another step than the whole recording does.
+        return max(0, round(seconds * rate) - frame) / rate
+
     kept: list[SpokenWord] = []
     beyond = 0
     for word in recording.words[first:]:
-        start, end = max(0.0, word.start - offset), max(0.0, word.end - offset)
+        start, end = shifted(word.start), shifted(word.end)
         kept.append(SpokenWord(word.text, start, end, word.speaker))
         beyond += pace.step(start) > max_steps
         if beyond > ahead + 1:

@@ -59,8 +59,8 @@ def build_row(
 ) -> Row:
     """The frames of a recording from its first step on.
 
-    A row ends where generation would, where the recording has no more code for codebook 0, or
-    after ``max_steps``, whichever comes first.
+    A row ends where generation would, where the least delayed codebook has no more code, at the
+    end of the model's context, or after ``max_steps``, whichever comes first.
 
     Args:
       codes: aligned codes of the recording.
