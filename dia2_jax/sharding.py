@@ -140,6 +140,28 @@ def batch_sharding(mesh: Mesh, rows: int, ndim: int) -> NamedSharding:
     return NamedSharding(mesh, spec(" ".join(["B", *["."] * (ndim - 1)]), (rows,) * ndim, mesh))
 
 
+def host_rows(mesh: Mesh, rows: int) -> range:
+    """The rows of a batch that this process's devices hold: those that it has to read.
+
+    Processes along ``tensor`` hold the same rows.
+
+    Raises:
+      ConfigError: they do not lie in one piece.
+    """
+    held = batch_sharding(mesh, rows, 1).devices_indices_map((rows,))
+    mine: set[int] = set()
+    for device, (part,) in held.items():
+        if device.process_index == jax.process_index():
+            mine.update(range(*part.indices(rows)))
+    found = range(min(mine, default=0), max(mine, default=-1) + 1)
+    if len(found) != len(mine) or not mine:
+        raise ConfigError(
+            f"the mesh {dict(mesh.shape)} gives process {jax.process_index()} rows that are not "
+            "neighbours: let data x fsdp be a multiple of the number of processes"
+        )
+    return found
+
+
 @contextmanager
 def bound(mesh: Mesh | None) -> Iterator[None]:
     """What is traced inside splits its activations over ``mesh``."""

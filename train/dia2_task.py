@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,30 @@ class Dia2Task:
     """See `train.task.Task`. Weights that do not train are arguments of the step, not state.
 
     Attributes:
-      mesh: of all devices.
+      mesh: of its devices.
       start: the model's files and shape.
       trainable, frozen: abstract parameters by path (adapters count as trainable).
     """
 
-    def __init__(self, config: Dia2TrainingConfig, name: str = "pretrain") -> None:
+    def __init__(
+        self,
+        config: Dia2TrainingConfig,
+        name: str = "pretrain",
+        devices: Sequence[Any] | None = None,
+    ) -> None:
         """Reads files and shapes; no weight is loaded or made yet.
+
+        Args:
+          config: of the run.
+          name: see `train.task.Task`.
+          devices: of the mesh, all by default.
 
         Raises:
           ConfigError, DataError, HubError, CheckpointError: what cannot be used, and why.
         """
         self.name, self.config = name, config
         mesh = config.mesh
-        self.mesh = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+        self.mesh = sharding.make_mesh(mesh.data, mesh.fsdp, mesh.tensor, devices)
         self.start: StartingPoint = find_start(config.model)
         self._shape_model()
         self.optimizer, self.schedule = make_optimizer(
@@ -111,9 +121,10 @@ class Dia2Task:
             self.validation = self._source_of(builder, plan(held_out, seed=0), _EVALUATION)
 
     def _source_of(self, builder: RowBuilder, plan: Any, masking: Masking) -> BatchSource:
-        hosts, rows = jax.process_count(), self.config.data.rows
-        first = jax.process_index() * rows // hosts
-        return BatchSource(builder, plan, masking, steps=2**31, first=first, rows=rows // hosts)
+        mine = sharding.host_rows(self.mesh, self.config.data.rows)
+        return BatchSource(
+            builder, plan, masking, steps=2**31, first=mine.start, rows=mine.stop - mine.start
+        )
 
     # -------------------------------------------------------------------------------- state
 
@@ -244,16 +255,15 @@ class Dia2Task:
 
     def work(self, batch: Batch) -> dict[str, float]:
         """See `Task`; every row counts as padded to the batch's length in ``flops``."""
-        rows, _, steps = batch["tokens"].shape
-        hosts = jax.process_count()
-        real = real_share(batch)
-        frames = real * rows * hosts * steps
+        rows, steps = self.config.data.rows, batch["tokens"].shape[-1]
+        real = real_share(batch)  # of this host's rows
+        frames = real * rows * steps
         return {
             "frames": frames,
             "audio_seconds": frames / self.recordings.pace.frame_rate,
             "flops": training_flops(
                 self.start.config,
-                rows=rows * hosts,
+                rows=rows,
                 steps=steps,
                 depth_frames=batch["depth_index"].shape[1],
                 trained=self.trainable,
