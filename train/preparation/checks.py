@@ -108,7 +108,7 @@ def check_text_rate(
 
 
 def check_span(words: Sequence[TimedWord], seconds: float, name: str) -> tuple[TimedWord, ...]:
-    """The words with ends inside the audio.
+    """The words with ends inside the audio, their times as the data set will hold them.
 
     Raises:
       Rejected: a word starts behind the end of the audio.
@@ -121,4 +121,12 @@ def check_span(words: Sequence[TimedWord], seconds: float, name: str) -> tuple[T
             f"{seconds:.2f} s",
         )
     # Annotations round; an end a little behind the audio does no harm.
-    return tuple(replace(word, end=min(word.end, seconds)) for word in words)
+    return tuple(
+        replace(word, start=_stored(word.start), end=_stored(min(word.end, seconds)))
+        for word in words
+    )
+
+
+def _stored(seconds: float) -> float:
+    """As the data set's float32 columns give it back: who reads them must find the same frames."""
+    return float(np.float32(seconds))

@@ -56,6 +56,8 @@ class PocketsphinxAligner:
             cmn="batch",
             # A search through the lattice afterwards, which loses words at the end.
             bestpath=False,
+            # The default of 0.005 lets words swallow the pause in front of them.
+            silprob=0.5,
             # The words are given and few paths compete.
             beam=1e-100,
             wbeam=1e-100,
