@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,5 +180,6 @@ def main(config_path: str, overrides: tuple[str, ...], plan: bool, **start: bool
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    # A shell may have started the tests with Ctrl-C ignored, which children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
