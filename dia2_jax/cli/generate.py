@@ -12,6 +12,7 @@ from dia2_jax.cli.files import (
     read_script,
     refuse_one_target,
     refuse_terminal,
+    save_codes,
     write_audio,
     write_json,
 )
@@ -49,10 +50,18 @@ TRUNCATED = 3
     metavar="FILE|-",
     help="Write words with times, shape of the codes, sample rate, truncation, seed and settings.",
 )
+@click.option(
+    "--codes",
+    type=OutputPath(".npz", ".safetensors"),
+    metavar="FILE",
+    help="Write the codes, too: .npz or .safetensors, as `encode` does and `decode` reads.",
+)
 @sampling_options
 @voice_options
 @talk_options
-def generate(script: str | None, output: str, json_target: str | None, **options: Any) -> None:
+def generate(
+    script: str | None, output: str, json_target: str | None, codes: str | None, **options: Any
+) -> None:
     """Speak a script and write it as one WAV.
 
     The argument is a file's path if such a file exists, otherwise the text itself; - or nothing
@@ -79,6 +88,16 @@ def generate(script: str | None, output: str, json_target: str | None, **options
     with Meter(model.frame_rate) as meter:
         result = model.generate(text, settings, voices=voices, seed=seed, progress=meter)
     write_audio(output, result.waveform, result.sample_rate)
+    if codes is not None:
+        from dia2_jax.voice import codec_fingerprint
+
+        save_codes(
+            codes,
+            result.codes,
+            sample_rate=result.sample_rate,
+            samples=len(result.waveform),
+            codec=codec_fingerprint(model.codec),
+        )
     write_json(
         json_target,
         report(
