@@ -29,7 +29,9 @@ from train.optimizer import OptimizerConfig, make_optimizer, state_paths
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 CONFIG = LoraConfig(rank=3, scaling=2.0)
+FAST = {"xla_backend_optimization_level": 0}  # compiling is most of the time here
 Params = dict[str, jax.Array]
+compiled_merge = jax.jit(merge, static_argnums=2)
 
 
 class Tiny(NamedTuple):
@@ -42,6 +44,7 @@ class Tiny(NamedTuple):
     graphdef: Any
     abstract: Any
     params: Params
+    adapters: Params  # untrained
     plain: Callable[[Params], Any]
     attached: Callable[[Params], Any]
     slopes: Callable[[Params, Params], Any]
@@ -81,17 +84,23 @@ def tiny() -> Tiny:
         logits = forward(*forms["attached"], {**params, **adapters})
         return sum(jnp.mean((part - 1) ** 2) for part in logits)
 
+    init = jax.jit(lambda params: init_adapters(params, CONFIG, jax.random.key(0)))
     return Tiny(
         graphdef,
         abstract,
         params,
-        jax.jit(lambda named: forward(*forms["plain"], named)),
-        jax.jit(lambda named: forward(*forms["attached"], named)),
-        jax.jit(jax.value_and_grad(loss)),
+        init(params),
+        jax.jit(lambda named: forward(*forms["plain"], named), compiler_options=FAST),
+        jax.jit(lambda named: forward(*forms["attached"], named), compiler_options=FAST),
+        jax.jit(jax.value_and_grad(loss), compiler_options=FAST),
     )
 
 
-def trained(adapters: Params) -> Params:
+def adapter_shapes(params: Any, config: LoraConfig) -> Any:
+    return jax.eval_shape(lambda: init_adapters(params, config, jax.random.key(0)))
+
+
+def trained(adapters: Any) -> Params:
     """Adapters as after training: no zeros, an update of about a tenth of the weights."""
     rng = np.random.default_rng(1)
     return {
@@ -110,7 +119,7 @@ def assert_same_bits(got: Params, wanted: Params) -> None:
 
 
 def test_untrained_adapters_change_nothing(tiny: Tiny) -> None:
-    adapters = init_adapters(tiny.params, CONFIG, jax.random.key(0))
+    adapters = tiny.adapters
     assert all(bool(jnp.any(leaf)) == name.endswith("lora_a") for name, leaf in adapters.items())
     effective = lora.apply(tiny.params, adapters, CONFIG.scaling)
     for path, leaf in tiny.params.items():
@@ -118,7 +127,7 @@ def test_untrained_adapters_change_nothing(tiny: Tiny) -> None:
     zeros = {**tiny.params}
     path = "transformer.layers.0.mlp.wo.weight"
     zeros[path] = zeros[path].at[0].set(-0.0)
-    assert_same_bits(merge(zeros, adapters, CONFIG), zeros)
+    assert_same_bits(compiled_merge(zeros, adapters, CONFIG), zeros)
     wanted, got = tiny.plain(tiny.params), tiny.attached({**tiny.params, **adapters})
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
@@ -145,8 +154,8 @@ def test_initial_values_are_of_the_key_and_the_path_alone(tiny: Tiny) -> None:
 
 
 def test_merged_equals_unmerged_in_both_forms(tiny: Tiny) -> None:
-    adapters = trained(init_adapters(tiny.params, CONFIG, jax.random.key(0)))
-    merged = merge(tiny.params, adapters, CONFIG)
+    adapters = trained(tiny.adapters)
+    merged = compiled_merge(tiny.params, adapters, CONFIG)
     stem = "depformer.layers.0.self_attention.in_proj.1"
     weight = np.asarray(tiny.params[f"{stem}.weight"], np.float64)
     product = np.asarray(adapters[f"{stem}.lora_b"]) @ np.asarray(adapters[f"{stem}.lora_a"])
@@ -188,7 +197,7 @@ def test_both_forms_have_the_same_gradient() -> None:
         path: jnp.asarray(rng.standard_normal(leaf.shape, np.float32))
         for path, leaf in names.items()
     }
-    adapters = trained(init_adapters(params, config, jax.random.key(0)))
+    adapters = trained(adapter_shapes(params, config))
     assert len(adapters) == 8 and set(flatten_tree(both)[0]) == {*params, *adapters}
     x = jnp.asarray(rng.standard_normal((5, 3), np.float32))
 
@@ -224,24 +233,28 @@ def test_a_bfloat16_base_keeps_small_updates() -> None:
 
 
 def test_only_adapters_move(tiny: Tiny) -> None:
-    adapters = init_adapters(tiny.params, CONFIG, jax.random.key(0))
+    adapters = tiny.adapters
     before = {path: np.array(leaf) for path, leaf in tiny.params.items()}
     start, losses = adapters, []
     config = OptimizerConfig(learning_rate=0.01, weight_decay=0.0)
     optimizer, _ = make_optimizer(config, 10, adapters)
-    state = optimizer.init(adapters)
+    state = jax.jit(optimizer.init)(adapters)
     assert set(state_paths(state, adapters).values()) == {*adapters, None}
-    update = jax.jit(optimizer.update)
+
+    @jax.jit
+    def update(adapters: Params, state: Any, gradients: Params) -> Any:
+        updates, state = optimizer.update(gradients, state, adapters)
+        return optax.apply_updates(adapters, updates), state
+
     for _ in range(4):
         loss, gradients = tiny.slopes(adapters, tiny.params)
         assert gradients.keys() == adapters.keys()
-        updates, state = update(gradients, state, adapters)
-        adapters = optax.apply_updates(adapters, updates)
+        adapters, state = update(adapters, state, gradients)
         losses.append(float(loss))
     assert losses[-1] < losses[0]
     assert all(not np.array_equal(adapters[name], start[name]) for name in start)
     assert_same_bits(tiny.params, before)
-    merged = merge(tiny.params, adapters, CONFIG)
+    merged = compiled_merge(tiny.params, adapters, CONFIG)
     targets = {name.removesuffix("lora_a") + "weight" for name in adapters if "lora_a" in name}
     changed = {path for path in before if not np.array_equal(merged[path], before[path])}
     assert changed == targets
@@ -286,7 +299,7 @@ def test_settings_that_make_no_sense_are_named(raw: dict[str, Any], message: str
 
 def test_saved_adapters_come_back_and_are_small(tiny: Tiny, tmp_path: Path) -> None:
     config = LoraConfig(2, 0.5, ("*.attn.*_proj.weight",))
-    adapters = trained(init_adapters(tiny.params, config, jax.random.key(0)))
+    adapters = trained(adapter_shapes(tiny.params, config))
     path = tmp_path / "run" / "adapters.safetensors"
     save_adapters(path, adapters, config, {"base": "tiny", "step": 7})
     loaded, settings, metadata = load_adapters(path, tiny.params)
@@ -305,7 +318,7 @@ def test_adapters_that_do_not_fit_are_refused_with_every_problem(
     tiny: Tiny, tmp_path: Path
 ) -> None:
     config = LoraConfig(2, 1.0, ("*.q_proj.weight", "*.k_proj.weight", "*.wo.weight"))
-    good = init_adapters(tiny.params, config, jax.random.key(0))
+    good = trained(adapter_shapes(tiny.params, config))
     stem = "transformer.layers.0.attn"
     bad = {name: leaf for name, leaf in good.items() if f"{stem}.k_proj" not in name}
     bad[f"{stem}.q_proj.lora_a"] = jnp.zeros((2, 5))

@@ -192,7 +192,8 @@ def test_sgd_is_the_gradient_and_the_decay() -> None:
     )
     params, gradient = draws(0), draws(1)
     optimizer, _ = make_optimizer(config, 1, arrays(params))
-    updates, _ = optimizer.update(arrays(gradient), optimizer.init(arrays(params)), arrays(params))
+    state = optimizer.init(arrays(params))
+    updates, _ = jax.jit(optimizer.update)(arrays(gradient), state, arrays(params))
     for path, update in updates.items():
         wanted = -0.5 * (gradient[path] + 0.1 * params[path])
         np.testing.assert_allclose(update, wanted, rtol=1e-5, atol=1e-6, err_msg=path)
@@ -305,7 +306,7 @@ def test_accumulation_equals_the_large_batch(parts: int) -> None:
         "out": jnp.asarray(rng.standard_normal((6, 5), np.float32)),
     }
     gradient = gradient_of(batch["mask"].sum())
-    (loss, metrics), whole = gradient(params, batch)
+    (loss, metrics), whole = jax.jit(gradient)(params, batch)
     run = jax.jit(lambda params, batch: accumulate(gradient, params, split_batch(batch, parts)))
     (summed, sums), total = run(params, batch)
     np.testing.assert_allclose(summed, loss, rtol=1e-6)

@@ -117,8 +117,9 @@ def test_frozen_tensors_are_no_arguments_of_the_gradient() -> None:
         hidden = (x @ full["body.weight"].T) * full["body.scale"]
         return jnp.sum((hidden @ full["head.weight"].T - 1) ** 2)
 
+    slope = jax.jit(jax.grad(loss))
     for _ in range(3):
-        gradients = jax.grad(loss)(trainable)
+        gradients = slope(trainable)
         assert gradients.keys() == {"head.weight"}
         updates, state = optimizer.update(gradients, state, trainable)
         trainable = optax.apply_updates(trainable, updates)
