@@ -49,7 +49,8 @@ class PlannedRow:
 
     Attributes:
       slot: what it shows.
-      place: random in [0, 1): where between first and last possible start its crop is.
+      place: random in the slot's window of [0, 1): where between the first and the last possible
+        start its crop is.
     """
 
     slot: Slot
@@ -108,7 +109,7 @@ class BatchPlan:
         slots = [self.slots[i] for i in self._epoch(epoch)[index]]
         rng = _stream(self.seed, _CROP, step)
         rows = [
-            PlannedRow(slot, place)
+            PlannedRow(slot, (slot.window + place) / slot.windows)
             for slot, place in zip(slots, rng.random(self.rows), strict=True)
         ]
         longest = max(slot.steps for slot in slots)
