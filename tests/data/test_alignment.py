@@ -187,7 +187,7 @@ def test_long_breaks_are_written_to_the_frame(tokenizer, speak) -> None:
         ([("a", 0, 1, 3)], "'a' .*: speaker 3, Dia2 has speakers 1 and 2"),
         ([("a", 1, 1), ("b", 0.9, 1)], "'b' starts at 0.9 s, before 'a' .*list words in the order"),
         ([("a", 0, 1)] * 40 + [('b<break time="1s"/>', 1, 2)], r"'b<break time=.*<break> tag"),
-        ([("b", 0, 1), ("<break", 0, 1), ('time="1s"/>', 1, 2)], r"behind '\[S1\] b' write a <break>"),
+        ([("b", 0, 1), ("<break", 0, 1), ('time="1s"/>', 1, 2)], r"behind '\[S1\] b' write a <br"),
         ([("a", 0, 1)] * 40 + [("b [S2] c", 1, 2)], r"'b \[S2\] c' .*holds a speaker tag"),
         ([("a", 0, 1), ("[S1]", 1, 2)], r"'\[S1\]' .*holds a speaker tag"),
         ([(":", 0, 1), ("", 1, 2)], "no word of the recording has a token"),
