@@ -15,10 +15,9 @@ from flax import nnx
 
 from dia2_jax import checkpoint, sharding
 from dia2_jax.config import config_to_dict
-from dia2_jax.convert.load import SourceInfo
 from dia2_jax.convert.models import abstract_dia2
 from dia2_jax.data import Masking, real_share
-from dia2_jax.typing import Array
+from dia2_jax.typing import Array, ArrayLike
 from train import lora
 from train.dia2_config import Dia2TrainingConfig
 from train.flops import projection_shapes, training_flops
@@ -70,7 +69,6 @@ class Dia2Task:
         self._open_data()
         self._projections = projection_shapes(self.start.config)
         self._loaded: dict[str, Array] | None = None  # what does not train, placed
-        self._source: SourceInfo | None = None
         self._step = jax.jit(self._train_step, donate_argnums=0)
         self._evaluate = jax.jit(self._evaluation)
 
@@ -171,7 +169,7 @@ class Dia2Task:
 
     def _load(self) -> dict[str, Array]:
         """All base parameters; those that do not train are kept for the steps."""
-        params, self._source = initial_params(self.start, self.base, self.config.run.seed)
+        params = initial_params(self.start, self.base, self.config.run.seed)
         self._loaded = {path: params[path] for path in self.frozen}
         return params
 
@@ -311,12 +309,13 @@ class Dia2Task:
     def export(self, state: State, folder: Path) -> None:
         """See `Task`; of a LoRA run the merged model, and ``adapters.safetensors`` beside it."""
         params = self.merged(state)
+        trained = {path: _fetched(leaf) for path, leaf in self._spoken(state).items()}
         if jax.process_index() == 0:
-            export_model(self.start, params, self._source, folder)
+            export_model(self.start, params, folder)
             if self.config.lora is not None:
                 lora.save_adapters(
                     folder / "adapters.safetensors",
-                    self._spoken(state),
+                    trained,
                     self.config.lora,
                     {"start": self.config.model.start, "step": int(state["step"])},
                 )
@@ -344,8 +343,8 @@ class Dia2Task:
         }
 
 
-def _fetched(leaf: Array) -> np.ndarray:
-    if not leaf.is_fully_addressable:
+def _fetched(leaf: ArrayLike) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         from jax.experimental import multihost_utils
 
         leaf = multihost_utils.process_allgather(leaf, tiled=True)

@@ -20,6 +20,7 @@ from dia2_jax.config import Dia2Config, config_to_dict, load_dia2_config
 from dia2_jax.convert import dia2
 from dia2_jax.convert.load import SourceInfo, export_params, load_weights
 from dia2_jax.convert.models import abstract_dia2
+from dia2_jax.convert.safetensors_io import dtype_name, open_safetensors
 from dia2_jax.errors import ConfigError, HubError
 from dia2_jax.nn.linear import fan_in_init
 from dia2_jax.text.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ def find_start(source: ModelSource) -> StartingPoint:
 
 def initial_params(
     start: StartingPoint, abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int
-) -> tuple[dict[str, Array], SourceInfo | None]:
+) -> dict[str, Array]:
     """The weights, as a flat dict with the dtypes and shardings of ``abstract``.
 
     Random ones are a function of the seed and each parameter's own path: linear maps truncated
@@ -89,8 +90,8 @@ def initial_params(
     """
     if start.weights is not None:
         # A flat dict is a tree, too: its dotted names are the parameters'.
-        params, info = load_weights(start.weights, dia2.TABLE, dict(abstract))
-        return dict(params), info
+        params, _ = load_weights(start.weights, dia2.TABLE, dict(abstract))
+        return dict(params)
 
     def make(key: Array) -> dict[str, Array]:
         return {
@@ -99,12 +100,23 @@ def initial_params(
         }
 
     shardings = {path: leaf.sharding for path, leaf in abstract.items()}
-    return jax.jit(make, out_shardings=shardings)(jax.random.key(seed)), None
+    made: dict[str, Array] = jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+    return made
 
 
-def export_model(
-    start: StartingPoint, params: Mapping[str, Any], info: SourceInfo | None, folder: Path
-) -> None:
+def source_of(weights: Path | None) -> SourceInfo | None:
+    """What the published file said beyond its values, without reading them."""
+    if weights is None:
+        return None
+    if checkpoint.is_orbax(weights):
+        document = checkpoint.read_metadata(weights)["source"]
+        return SourceInfo.from_json(document)
+    file = open_safetensors(weights)
+    dtypes = {name: dtype_name(spec.dtype) for name, spec in file.specs.items()}
+    return SourceInfo(dia2.LAYOUT, dtypes, file.metadata)
+
+
+def export_model(start: StartingPoint, params: Mapping[str, Any], folder: Path) -> None:
     """Write a folder in the published layout, whole or not at all; an older one is replaced.
 
     ``params`` are float32; a checkpoint that began as bfloat16 is exported as float32, since its
@@ -118,6 +130,7 @@ def export_model(
     _, abstract = abstract_dia2(start.config)
     _, treedef = checkpoint.flatten_tree(abstract)
     tree = checkpoint.unflatten_tree(treedef, dict(params))
+    info = source_of(start.weights)
     export_params(tree, dia2.TABLE, staged / hub.WEIGHTS, info, dtype=jnp.float32)
     if start.config_file is not None:
         raw = json.loads(start.config_file.read_text(encoding="utf-8"))

@@ -83,7 +83,7 @@ def convert(
 
     Args:
       source: a folder (published Dia2, one written by this function, a codec in either
-        layout) or a safetensors file of a codec.
+        layout, the run folder of a finished training) or a safetensors file of a codec.
       destination: a folder that is new or empty.
       to: see :data:`Form`; ``hf`` and ``kyutai`` are for a codec alone.
       dtype: store floating tensors in this dtype instead of the source's (of the model; a
@@ -99,6 +99,7 @@ def convert(
     source, destination = Path(source), Path(destination).absolute()
     if to not in get_args(Form):
         raise CheckpointError(f"unknown form {to!r}; known: {', '.join(get_args(Form))}")
+    source = _finished_run(source)
     _check_destination(source, destination, force)
     kind = _kind(source)
     if kind == "dia2" and to in ("hf", "kyutai"):
@@ -119,6 +120,18 @@ def convert(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return dataclasses.replace(result, destination=destination)
+
+
+def _finished_run(source: Path) -> Path:
+    """What a training run exported, if `source` is its folder; else `source`."""
+    if not ((source / "checkpoints").is_dir() and (source / "config.yaml").is_file()):
+        return source
+    if not (source / "export").is_dir():
+        raise CheckpointError(
+            f"{source} is a training run that has not ended, so it has no export folder yet: "
+            f"`python -m train.export {source} OUT` writes one from a checkpoint"
+        )
+    return source / "export"
 
 
 def _check_destination(source: Path, destination: Path, force: bool) -> None:
