@@ -199,6 +199,11 @@ def main(source: str, out: Path, **options: Any) -> None:
     limits = Limits(**{f.name: options.pop(f.name) for f in dataclasses.fields(Limits)})
     from train.preparation.program import NothingKept
 
+    if options["share"] is not None and options["overwrite"]:
+        raise click.UsageError(
+            "--overwrite with --shard would delete the work of other shares: name another folder "
+            f"than {out}, or remove it and {out}.preparing first"
+        )
     try:
         with _terminable():
             outcome = _run(source, out, columns, limits, **options)

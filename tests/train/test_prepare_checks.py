@@ -19,8 +19,8 @@ from train.preparation.checks import (
     loudest_level,
 )
 from train.preparation.encode import encode_waves, pad_to_frames
-from train.preparation.records import Recording, Rejected, TimedWord
 from train.preparation.recordings import as_recording, read_recording
+from train.preparation.records import Recording, Rejected, TimedWord
 
 LIMITS = Limits()
 
@@ -137,7 +137,7 @@ def test_decoded_samples_of_a_data_set() -> None:
             as_recording(array, rate, "x", 9)
 
 
-# ------------------------------------------------------------------------------------------ encoding
+# ----------------------------------------------------------------------------------------- encoding
 
 
 def test_codes_do_not_depend_on_their_batch(tiny_model: object) -> None:

@@ -15,8 +15,8 @@ from prepare_speech import KYUTAI_WORDS, WORDS, speech, write_recording
 
 from dia2_jax.errors import DataError
 from train.preparation.dataset_source import load_dataset_source
-from train.preparation.records import Item, Rejected, SourceRow
 from train.preparation.recordings import to_mono
+from train.preparation.records import Item, Rejected, SourceRow
 from train.preparation.sources import Columns, FolderSource, ManifestSource, Source, detect_kind
 
 

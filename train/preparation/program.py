@@ -157,7 +157,7 @@ def prepare(
             )
         workshop.discard()  # killed between naming the data set and removing its shards
         return Outcome(_totals_of(finished), (len(shards), len(shards)), already=True)
-    workshop.open(settings, overwrite=overwrite and share is None)
+    workshop.open(settings, overwrite=overwrite)
     kept = rejected = 0
     for shard in shards:
         counts = workshop.counts(shard)

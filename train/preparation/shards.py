@@ -145,10 +145,9 @@ class Workshop:
             shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
         temporary = self.path / f".{self._place(shard).name}.{secrets.token_hex(4)}"
         temporary.mkdir()
-        columns = [row.as_columns() for row in kept]
-        table = {name: [row[name] for row in columns] for name in FEATURES}
-        with _quiet():
-            datasets.Dataset.from_dict(table, features=FEATURES).save_to_disk(temporary / _ROWS)
+        if kept:  # `datasets` saves an empty data set in a form that it cannot load
+            with _quiet():
+                _as_dataset(kept).save_to_disk(temporary / _ROWS)
         with (temporary / REJECTED).open("w", encoding="utf-8") as file:
             for index, row, error in rejected:
                 line = {"row": index, "id": row.id, "source": row.source}
@@ -165,9 +164,9 @@ class Workshop:
 
     def rows(self, shards: Sequence[Shard]) -> datasets.Dataset:
         """The kept rows of finished shards, mapped from disk."""
-        with _quiet():
-            parts = [datasets.load_from_disk(str(self._place(shard) / _ROWS)) for shard in shards]
-            return datasets.concatenate_datasets(parts)
+        folders = [self._place(shard) / _ROWS for shard in shards]
+        parts = [datasets.load_from_disk(str(path)) for path in folders if path.is_dir()]
+        return datasets.concatenate_datasets(parts) if parts else _as_dataset([])
 
     def rejected(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         """The lines of ``rejected.jsonl``."""
@@ -201,13 +200,12 @@ class Workshop:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         (new / "README.md").write_text(card, encoding="utf-8")
         (new / MANIFEST).write_text(_json(manifest), encoding="utf-8")
-        aside = None
         if self.out.exists():
-            aside = self.out.with_name(f".{self.out.name}.{secrets.token_hex(4)}.old")
-            os.rename(self.out, aside)
+            os.rename(self.out, self.out.with_name(f".{self.out.name}.{secrets.token_hex(4)}.old"))
         os.rename(new, self.out)
-        if aside is not None:
-            shutil.rmtree(aside)
+        for old in self.out.parent.glob(f".{self.out.name}.*.old"):
+            if (old / MANIFEST).exists() or not any(old.iterdir()):
+                shutil.rmtree(old)
         self.discard()
 
     def discard(self) -> None:
@@ -221,6 +219,12 @@ class Workshop:
 
     def _place(self, shard: Shard) -> Path:
         return self.path / f"shard-{shard.index:06d}"
+
+
+def _as_dataset(rows: Sequence[PreparedRow]) -> datasets.Dataset:
+    columns = [row.as_columns() for row in rows]
+    table = {name: [row[name] for row in columns] for name in FEATURES}
+    return datasets.Dataset.from_dict(table, features=FEATURES)
 
 
 def _json(value: Any) -> str:
