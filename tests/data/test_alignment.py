@@ -167,8 +167,8 @@ def test_white_space_in_a_word_spreads_its_time(tokenizer, speak) -> None:
 def test_long_breaks_are_written_to_the_frame(tokenizer, speak) -> None:
     """Hundredths of a second do not tell all frame counts of every rate apart."""
     for rate in (12.5, 75.0, 300.0):
-        for start in (7.77, 100.01, 543.21):
-            pace = Pace(frame_rate=rate)
+        for frame in (1000, 2332, 160_003):
+            pace, start = Pace(frame_rate=rate), frame / rate
             alignment = align(speak([("a", start, start)]), tokenizer, pace)
             assert alignment.steps[-1] == pace.step(start)
             assert list(alignment.entries) == parse_script(
