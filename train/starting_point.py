@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import yaml
 
 from dia2_jax import checkpoint, hub
@@ -22,13 +24,14 @@ from dia2_jax.convert.load import SourceInfo, export_params, load_weights
 from dia2_jax.convert.models import abstract_dia2
 from dia2_jax.convert.safetensors_io import dtype_name, open_safetensors
 from dia2_jax.errors import ConfigError, HubError
-from dia2_jax.nn.linear import fan_in_init
 from dia2_jax.text.tokenizer import Tokenizer
 from dia2_jax.typing import Array
 from train.dia2_config import ModelSource
 
 #: Standard deviation of fresh embedding tables.
 _EMBEDDING_SCALE = 0.02
+#: Standard deviation of a normal distribution cut off at two of them.
+_TRUNCATED = 0.87962566
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,12 @@ def initial_params(
         params, _ = load_weights(start.weights, dia2.TABLE, dict(abstract))
         return dict(params)
 
-    def make(key: Array) -> dict[str, Array]:
-        return {
-            path: _fresh(path, leaf, jax.random.fold_in(key, zlib.crc32(path.encode())))
-            for path, leaf in abstract.items()
-        }
+    # Drawn by numpy: random numbers of every shape take XLA seconds to minutes to compile.
+    def place(path: str, leaf: jax.ShapeDtypeStruct) -> Array:
+        values = _fresh(path, leaf, seed)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: values[part])
 
-    shardings = {path: leaf.sharding for path, leaf in abstract.items()}
-    made: dict[str, Array] = jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
-    return made
+    return {path: place(path, leaf) for path, leaf in abstract.items()}
 
 
 def source_of(weights: Path | None) -> SourceInfo | None:
@@ -162,12 +162,19 @@ def _copy_codec(mimi: hub.MimiFiles, target: Path) -> None:
         shutil.copyfile(mimi.weights, target / mimi.weights.name)
 
 
-def _fresh(path: str, leaf: jax.ShapeDtypeStruct, key: Array) -> Array:
+def _fresh(path: str, leaf: jax.ShapeDtypeStruct, seed: int) -> np.ndarray:
     if len(leaf.shape) == 1:
-        return jnp.ones(leaf.shape, leaf.dtype)
+        return np.ones(leaf.shape, leaf.dtype)
+    stream = np.random.SeedSequence([seed, zlib.crc32(path.encode())])
+    rng = np.random.default_rng(stream)
+    values = rng.standard_normal(math.prod(leaf.shape), np.float32)
     if fnmatchcase(path, "*embed*.weight") and not path.endswith("_proj.weight"):
-        return _EMBEDDING_SCALE * jax.random.normal(key, leaf.shape, leaf.dtype)
-    return fan_in_init(key, leaf.shape, leaf.dtype)
+        values *= _EMBEDDING_SCALE
+    else:
+        while (outside := np.flatnonzero(np.abs(values) > 2)).size:
+            values[outside] = rng.standard_normal(outside.size, np.float32)
+        values *= 1 / (_TRUNCATED * math.sqrt(leaf.shape[1]))
+    return values.reshape(leaf.shape).astype(leaf.dtype, copy=False)
 
 
 def _tokenizer_file(name: str) -> Path:
