@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from dia2_jax.cli.options import Finite
 from train.command import FailedRun, Program
 from train.preparation.aligners import ALIGNERS, WhisperAligner
 from train.preparation.checks import Limits
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 SOURCE is one of
-  a folder      audio files, each with NAME.txt (what is said; [S1] and [S2] name speakers) and,
-                if it is known, NAME.json (when: [{"text", "start", "end"}, …]) beside it
-  a manifest    JSON lines {"path", "text" | "words" | "turns", "speaker"}; without a transcript it
-                is read from NAME.json (Kyutai's fine-tuning layout too) or NAME.txt
+  a folder      audio files, each with NAME.txt beside it (what is said; [S1] and [S2] name
+                speakers) and, where it is known, NAME.json (when: [{"text", "start", "end"}, …])
+  a manifest    JSON lines {"path", "text" | "words" | "turns", "speaker"}; a transcript may also
+                be in NAME.json (Kyutai's fine-tuning layout too) or NAME.txt beside the audio
   a data set    of Hugging Face datasets: a name on the hub, a saved folder, parquet files
 
 \b
-OUT becomes a data set (datasets.load_from_disk) with a data card, README.md. Rows that are left out
-are in OUT/rejected.jsonl with their reason. Work in progress is in OUT.preparing: run the same
+OUT becomes a data set (datasets.load_from_disk) with a data card, README.md. Rows that are left
+out are in OUT/rejected.jsonl with their reason. Work in progress is in OUT.preparing: run the same
 command again to go on after an interruption.
 
 \b
@@ -57,10 +58,11 @@ Exit status:
 def _limit_options(command: Any) -> Any:
     """An option for each threshold of :class:`Limits`."""
     for field in reversed(dataclasses.fields(Limits)):
-        number = int if isinstance(field.default, int) else float
+        low, high = field.metadata["low"], field.metadata["high"]
+        kind = click.IntRange if isinstance(field.default, int) else Finite
         command = click.option(
             f"--{field.name.replace('_', '-')}",
-            type=number,
+            type=kind(min=low, max=high),
             default=field.default,
             show_default=True,
             metavar="N",
@@ -114,8 +116,9 @@ class _Share(click.ParamType):
     default="data",
     show_default=True,
     help="Where word times come from if the data have none. data: such rows are left out. "
-    "pocketsphinx: forced alignment, English (extra `align`). whisper: recognised words are "
-    "matched to the transcript (extra `transcribe`). estimate: spread by syllables, rough.",
+    "pocketsphinx: forced alignment, English, precise, but blind to a wrong transcript (extra "
+    "`align`). whisper: recognised words are matched to the transcript, and others refused (extra "
+    "`transcribe`). estimate: spread by syllables, rough.",
 )
 @click.option(
     "--recognizer",
@@ -130,9 +133,9 @@ class _Share(click.ParamType):
     help="Take the words that Whisper recognises where a recording has no transcript.",
 )
 @click.option("--kind", type=click.Choice(["folder", "manifest", "dataset"]), help="Of SOURCE.")
-@click.option("--split", default="train", show_default=True, help="Of a data set.")
-@click.option("--config", help="Configuration (subset) of a data set on the hub.")
-@click.option("--revision", help="Branch, tag or commit of a data set on the hub.")
+@click.option("--split", metavar="NAME", default="train", show_default=True, help="Of a data set.")
+@click.option("--config", metavar="NAME", help="Configuration (subset) of a data set on the hub.")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a data set on the hub.")
 @_column_options
 @click.option(
     "--channel",
@@ -146,6 +149,7 @@ class _Share(click.ParamType):
 @click.option(
     "--word-step-offset",
     type=click.IntRange(min=0),
+    metavar="N",
     default=2,
     show_default=True,
     help="Steps from the frame in which a word starts to the step that takes it; 2 in the "
@@ -154,6 +158,7 @@ class _Share(click.ParamType):
 @click.option(
     "--initial-padding",
     type=click.IntRange(min=0),
+    metavar="N",
     default=2,
     show_default=True,
     help="Steps before the first word, as generation will be set.",
@@ -161,6 +166,7 @@ class _Share(click.ParamType):
 @click.option(
     "--max-padding",
     type=click.IntRange(min=0),
+    metavar="N",
     default=6,
     show_default=True,
     help="Steps without a word after which the machine goes on by itself.",
@@ -168,6 +174,7 @@ class _Share(click.ParamType):
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
+    metavar="N",
     default=8,
     show_default=True,
     help="Recordings that are encoded together.",
@@ -175,6 +182,7 @@ class _Share(click.ParamType):
 @click.option(
     "--shard-rows",
     type=click.IntRange(min=1),
+    metavar="N",
     default=128,
     show_default=True,
     help="Rows that are finished together; an interruption loses at most as many.",
@@ -188,7 +196,7 @@ class _Share(click.ParamType):
     help="Prepare only the i-th of n shares, on as many hosts or processes; the same command "
     "without --shard then makes the data set of all shards in OUT.preparing.",
 )
-@click.option("--license", help="Named in the data card, such as cc-by-4.0.")
+@click.option("--license", metavar="NAME", help="Named in the data card, such as cc-by-4.0.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier data set of this program.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress; errors and the result only.")
 def main(source: str, out: Path, **options: Any) -> None:

@@ -343,6 +343,8 @@ def test_when_nothing_can_be_kept_it_says_so_and_may_be_tried_again(
         (["in", "data", "-m", "tiny", "--shard", "3/2"], "'3/2' is not i/n with 1 <= i <= n"),
         (["in", "data", "-m", "tiny", "--shard", "1/2", "--overwrite"], "would delete the work of"),
         (["in", "data", "-m", "tiny", "--aligner", "magic"], "'magic' is not one of 'data'"),
+        (["in", "data", "-m", "tiny", "--min-level", "nan"], "'nan' is not a finite number"),
+        (["in", "data", "-m", "tiny", "--min-agreement", "2"], "2.0 is not in the range 0<=x<=1"),
         (["in", "data", "-m", "tiny", "--kind", "manifest"], "error: in: cannot be read"),
     ],
 )

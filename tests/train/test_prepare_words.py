@@ -350,6 +350,7 @@ def test_whisper_is_asked_for_words_and_matched(monkeypatch: pytest.MonkeyPatch)
 
         def transcribe(self, wave: np.ndarray, **options: Any) -> Any:
             assert wave.shape == (3 * 16_000,) and options["word_timestamps"]
+            assert options["temperature"] == 0  # sampling would make every run another
             words = [types.SimpleNamespace(word=w, start=s, end=e) for w, s, e in said]
             return [types.SimpleNamespace(words=words)], None
 

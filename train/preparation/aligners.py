@@ -83,6 +83,20 @@ class EstimateAligner:
         return [(word.start, word.end) for word in times]
 
 
+class _Greedy:
+    """A recogniser that never draws at random, so that a row is the same each time.
+
+    Whisper's own way is to try again with sampling where it is unsure.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def transcribe(self, audio: Any, **options: Any) -> Any:
+        """As faster-whisper's."""
+        return self._model.transcribe(audio, temperature=0.0, **options)
+
+
 class WhisperAligner:
     """Recognises the words with faster-whisper and gives their times to those of the transcript.
 
@@ -95,7 +109,7 @@ class WhisperAligner:
 
     def __init__(self, model: str, min_agreement: float) -> None:
         self._model, self._min_agreement = model, min_agreement
-        self._recognizer = load_recognizer(model)
+        self._recognizer = _Greedy(load_recognizer(model))
 
     def settings(self) -> dict[str, Any]:
         """Which model and version of the recogniser."""

@@ -17,8 +17,8 @@ from train.preparation.records import Recording, Rejected, TimedWord
 _FULL_SCALE = 0.999
 
 
-def _limit(default: float, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _limit(default: float, text: str, low: float | None = 0, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,12 @@ class Limits:
 
     min_seconds: float = _limit(0.5, "Shortest recording.")
     max_seconds: float = _limit(120.0, "Longest recording; the published models' context is 120 s.")
-    max_clipping: float = _limit(0.01, "Largest share of samples at full scale, 0 to 1.")
+    max_clipping: float = _limit(0.01, "Largest share of samples at full scale.", high=1)
     min_level: float = _limit(
-        -45.0, "Level in dB of full scale that the loudest tenth of a second must reach."
+        -45.0,
+        "Level in dB of full scale that the loudest tenth of a second must reach.",
+        low=None,
+        high=0,
     )
     min_text_rate: float = _limit(
         2.0, "Fewest letters and digits of transcript a second, from first to last sound."
@@ -39,7 +42,9 @@ class Limits:
         0.5, "Seconds by which audio and the length that its record states may differ."
     )
     min_agreement: float = _limit(
-        0.6, "Smallest share of the transcript's words that timed or recognised words agree with."
+        0.6,
+        "Smallest share of the transcript's words that timed or recognised words agree with.",
+        high=1,
     )
     max_drift: int = _limit(
         6, "Frames (80 ms) that a word may be late when fed at the machine's pace."

@@ -63,6 +63,7 @@ def load_speech_model(
     """
     config, tokenizer_file, mimi_files = _find(model, tokenizer, mimi)
     data = config.data
+    words = Tokenizer.from_file(tokenizer_file, data)
     codec = Codec(load_mimi(mimi_files)[0])
     if codec.codebooks < data.codebooks:
         raise ConfigError(
@@ -95,7 +96,6 @@ def load_speech_model(
         "delay_spread": pace.delay_spread,
         "tokenizer_sha256": hashlib.sha256(tokenizer_file.read_bytes()).hexdigest(),
     }
-    words = Tokenizer.from_file(tokenizer_file, data)
     return SpeechModel(codec, words, data.codebooks, pace, settings)
 
 
