@@ -1,4 +1,4 @@
-"""Random weights: a function of seed and path, of the scale that each kind of parameter asks for."""
+"""Random weights: a function of seed and path, at the scale that each kind of parameter needs."""
 
 from __future__ import annotations
 
