@@ -5,24 +5,24 @@
 
 Each is a checkpoint of :mod:`dia2_jax.checkpoint`, so that whatever reads those reads these. Arrays
 lie on disk without a checksum of their own; a fingerprint of each goes into the metadata, and a
-checkpoint whose arrays have others is damaged. It is a sum of mixed integers, hence the same on
-every mesh.
+checkpoint whose arrays have others is damaged (:mod:`train.fingerprints`).
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dia2_jax.checkpoint import (
@@ -32,8 +32,8 @@ from dia2_jax.checkpoint import (
     stored_leaves,
 )
 from dia2_jax.errors import CheckpointError, ConfigError, NonFiniteError
-from dia2_jax.typing import Array, Int
 from train.command import warn
+from train.fingerprints import fingerprints_of
 from train.processes import barrier, gather, is_leader
 from train.task import State
 
@@ -43,6 +43,8 @@ DAMAGED = "damaged"
 _FORMAT = 1
 #: Bytes that Orbax holds in flight while writing; it refuses leaves above it.
 _IN_FLIGHT = 256_000_000
+#: Seconds in which reads that are under way end, after one has failed.
+_GRACE = 0.3
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         named, _ = flatten_tree(state)
-        fingerprints = _fingerprints(named)
+        fingerprints = fingerprints_of(named)
         broken = [
             name
             for name, (_, finite) in fingerprints.items()
@@ -162,7 +164,7 @@ class Checkpoints:
                 "lower learning rate"
             )
         # Copied: the JSON is written in the background, when the run has counted further.
-        document: dict[str, Any] = copy.deepcopy(
+        document: dict[str, Any] = _as_json(
             {
                 **metadata,
                 "step": step,
@@ -253,6 +255,9 @@ class Checkpoints:
                 create=True,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                # In the background, a folder that cannot be made leaves threads that wait for it
+                # for ten minutes, and the program with them.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 preservation_policy=self,
             ),
         )
@@ -265,7 +270,8 @@ def read_checkpoint(path: Path, abstract_state: State) -> tuple[State, dict[str,
       CheckpointError: damaged, or of another structure.
     """
     metadata = _read_metadata(path)
-    state, _ = restore(path, abstract_state)
+    with _quiet_reads():
+        state, _ = restore(path, abstract_state)
     _check(path, flatten_tree(state)[0], metadata)
     return state, metadata
 
@@ -321,7 +327,8 @@ def _load(path: Path, parts: Sequence[str]) -> tuple[dict[str, Any], dict[str, A
     }
     if not wanted:
         raise CheckpointError(f"{path}: holds none of {', '.join(parts)}")
-    state, _ = restore(path, _nest(wanted), partial=True)
+    with _quiet_reads():
+        state, _ = restore(path, _nest(wanted), partial=True)
     named, _ = flatten_tree(state)
     _check(path, named, metadata)
     return state, metadata
@@ -350,6 +357,35 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+@contextmanager
+def _quiet_reads() -> Iterator[None]:
+    """Around a restore: of a damaged checkpoint, one error and nothing else is heard.
+
+    Orbax closes its event loop at the first read that fails. Each read of TensorStore that is
+    still under way then finds the loop closed, which Python reports from a thread, where nobody
+    can catch it.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        time.sleep(_GRACE)
+        raise
+    finally:
+        sys.unraisablehook = before
+
+
+def _as_json(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document as it will be read back: lists for tuples, names for numbers as keys."""
+    return dict(json.loads(json.dumps(document)))
+
+
 def _checksum(metadata: Mapping[str, Any]) -> str:
     rest = {name: value for name, value in metadata.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
@@ -357,43 +393,13 @@ def _checksum(metadata: Mapping[str, Any]) -> str:
 
 def _check(path: Path, named: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     expected = metadata["fingerprints"]
-    found = _fingerprints(named)
+    found = fingerprints_of(named)
     wrong = [name for name, (value, _) in found.items() if expected.get(name) != value]
     if wrong:
         raise CheckpointError(
             f"{path}: the checkpoint is damaged ({len(wrong)} of {len(found)} arrays differ from "
             f"what was saved, such as {wrong[0]})"
         )
-
-
-def _fingerprints(named: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-    """For each array a number that depends on every bit, and whether all values are finite."""
-    results = {name: _fingerprint(jnp.asarray(leaf)) for name, leaf in named.items()}
-    return {
-        name: (int(value), bool(finite))
-        for name, (value, finite) in jax.device_get(results).items()
-    }
-
-
-@jax.jit
-def _fingerprint(x: Array) -> tuple[Int[Array, ""], Array]:
-    if x.dtype == jnp.bool_:
-        bits = x.astype(jnp.uint32)
-    else:
-        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-        bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
-    # The flat index of each value, without reshaping what may be sharded.
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    # The finaliser of MurmurHash3 (Appleby, public domain), over value and place.
-    mixed = bits ^ (index * np.uint32(0x9E3779B9))
-    mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
-    mixed = mixed ^ (mixed >> 16)
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    finite = jnp.isfinite(x).all() if floating else jnp.bool_(True)
-    return mixed.sum(dtype=jnp.uint32), finite
 
 
 def _nest(named: Mapping[str, Any]) -> dict[str, Any]:

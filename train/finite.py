@@ -32,6 +32,10 @@ class FiniteWatch:
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Look at the metrics of a step that has been dispatched."""
+        if not self._names:
+            # Twice, which changes nothing: the second time compiles for a result that lies on the
+            # mesh, so that no later step does.
+            self._first = _first_bad(self._first, np.int32(step), dict(metrics))
         self._names = _ordered(metrics)
         self._first = _first_bad(self._first, np.int32(step), dict(metrics))
         self._under_way.append(metrics)

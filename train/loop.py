@@ -107,7 +107,7 @@ def train(
             if _due(done, run.evaluate_every, last) and not interrupt.signal:
                 with meter.aside(metrics):
                     watch.check()
-                    held_out = task.evaluate(state)
+                    held_out = {name: float(x) for name, x in task.evaluate(state).items()}
                     require_finite(done, held_out)
                     hooks.metrics(done, held_out)
             if _due(done, run.sample_every, last) and not interrupt.signal:

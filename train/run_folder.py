@@ -170,12 +170,13 @@ def write_text(path: Path, text: str) -> None:
 def _refuse_changes(folder: RunFolder, config: TrainingConfig) -> None:
     try:
         old = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-        assert isinstance(old, dict)
-    except (yaml.YAMLError, UnicodeDecodeError, AssertionError):
+    except (yaml.YAMLError, UnicodeDecodeError):
+        old = None
+    if not isinstance(old, dict):
         raise ConfigError(
             f"{folder.config}: cannot be read, so nobody knows whether the configuration changed; "
             "--force-config takes the one given"
-        ) from None
+        )
     changes = _changes(_fixed(old), _fixed(config_to_dict(config)))
     if changes:
         raise ConfigError(

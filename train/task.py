@@ -75,7 +75,7 @@ class Task(Protocol):
         ...
 
     def evaluate(self, state: State) -> dict[str, float]:
-        """Validation losses, by the names under which they are logged (``validation/loss``)."""
+        """Validation metrics, finite, by their names in the log (``validation/loss``)."""
         ...
 
     def samples(self, state: State, step: int) -> list[Sample]:

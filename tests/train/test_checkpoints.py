@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,27 @@ def test_weights_must_be_numbers_and_moments_need_not(tmp_path: Path) -> None:
         state["optimizer"][0]["mu"]["a.weight"] *= jnp.inf
         checkpoints.save(2, state, METADATA)
     assert kept(tmp_path) == [2]
+
+
+def test_metadata_of_any_json_comes_back(tmp_path: Path) -> None:
+    # Keys that are numbers sort differently from their names.
+    awkward = METADATA | {"task": {"ranks": {9: 1, 10: (2, None)}, "word": "ö"}}
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.restore(ABSTRACT)
+        checkpoints.save(1, state_of(1), awkward)
+    _, metadata = read_checkpoint(tmp_path / "checkpoints" / "1", ABSTRACT)
+    assert metadata["task"] == {"ranks": {"9": 1, "10": [2, None]}, "word": "ö"}
+
+
+def test_what_cannot_be_written_is_an_error_that_says_where(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.restore(ABSTRACT)
+    shutil.rmtree(folder)
+    folder.write_text("a file where the folder was")
+    with pytest.raises(CheckpointError, match="checkpoints: a checkpoint cannot be saved"):
+        checkpoints.save(1, state_of(1), METADATA)
+        checkpoints.close()
 
 
 def test_another_structure_is_refused_by_name(tmp_path: Path) -> None:

@@ -26,6 +26,12 @@ from train.peak import measure_peak
 HOOKS = {"progress": False, "curve": False}
 
 
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that are about something else do not measure the machine, which takes 0.2 s."""
+    monkeypatch.setattr("train.loop.measure_peak", lambda: 1e9)
+
+
 def make(folder: Path, *, trouble: Any = None, model: Any = None, **run: Any) -> ToyConfig:
     settings = {"folder": str(folder), "steps": 4, "log_every": 1, "save_every": 2, "hooks": HOOKS}
     raw = {"run": settings | run, "trouble": trouble or {}, "model": model or {}}
@@ -148,6 +154,14 @@ def test_resume_refuses_a_changed_config_by_name(tmp_path: Path) -> None:
     changed = make(folder, steps=3, log_every=3, keep=1, hooks={**HOOKS, "jsonl": False})
     with pytest.raises(ConfigError, match=r"model\.rate was 0\.5, now 0\.05"):
         go(changed, resume=True)
+
+
+def test_resume_needs_to_know_the_old_config(tmp_path: Path) -> None:
+    go(make(tmp_path / "run", steps=1))
+    (tmp_path / "run" / "config.yaml").write_text("[")
+    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read, .*--force-config"):
+        go(make(tmp_path / "run", steps=2), resume=True)
+    assert go(make(tmp_path / "run", steps=2), resume=True, force_config=True).step == 2
 
 
 def test_resume_refuses_other_data(tmp_path: Path) -> None:
