@@ -148,7 +148,7 @@ def host_rows(mesh: Mesh, rows: int) -> range:
     Raises:
       ConfigError: they do not lie in one piece.
     """
-    held = batch_sharding(mesh, rows, 1).devices_indices_map((rows,))
+    held: Mapping[Any, Any] = batch_sharding(mesh, rows, 1).devices_indices_map((rows,))
     mine: set[int] = set()
     for device, (part,) in held.items():
         if device.process_index == jax.process_index():

@@ -22,10 +22,10 @@ def task_of(name: str, raw: dict[str, Any], where: str) -> Task:
     # Resuming on other hardware is common; what is exported does not depend on the mesh.
     raw = {**raw, "mesh": {}}
     if name == "codec":
-        from train.codec_training.config import CodecTrainingConfig
+        from train.codec_training.config import CodecConfig
         from train.codec_training.task import CodecTask
 
-        return CodecTask(validate(CodecTrainingConfig, raw, where))
+        return CodecTask(validate(CodecConfig, raw, where))
     from train.dia2_config import Dia2TrainingConfig
     from train.dia2_task import Dia2Task
 
@@ -64,7 +64,7 @@ def main(run: Path, out: Path, step: str | None, overwrite: bool) -> None:
     }
     task = task_of(metadata["task_name"], metadata["config"], f"{run}: its configuration")
     task.export(state, out)
-    note(f"{out}: the weights after step {int(state['step'])}")
+    note(f"{out}: the weights after step {metadata['step']}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from dia2_jax.config.reading import STRICT, require, require_positive, validate
 from dia2_jax.convert.safetensors_io import SafetensorsFile, TensorSpec, write_safetensors
 from dia2_jax.errors import CheckpointError, ConfigError
 from dia2_jax.nn.linear import Linear, exact, fan_in_init, project
-from dia2_jax.typing import Array, Float
+from dia2_jax.typing import Array, ArrayLike, Float
 from train.trainable import is_projection, matches, select
 
 Params = dict[str, Array]
@@ -241,7 +241,7 @@ def check_adapters(
 
 def save_adapters(
     path: str | Path,
-    adapters: Mapping[str, Array],
+    adapters: Mapping[str, ArrayLike],
     config: LoraConfig,
     metadata: Mapping[str, Any],
 ) -> None:

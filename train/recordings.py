@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -187,8 +187,16 @@ class BatchSource:
         )
 
 
+class StepSource(Protocol):
+    """A batch for every step, read at random."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: Any) -> dict[str, np.ndarray]: ...
+
+
 def read_batches(
-    source: BatchSource, start: int, *, threads: int, prefetch: int
+    source: StepSource, start: int, *, threads: int, prefetch: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches of steps ``start``, ``start + 1``, …; nothing before ``start`` is read."""
     import grain
