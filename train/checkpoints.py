@@ -10,13 +10,13 @@ checkpoint whose arrays have others is damaged (:mod:`train.fingerprints`).
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -270,8 +270,7 @@ def read_checkpoint(path: Path, abstract_state: State) -> tuple[State, dict[str,
       CheckpointError: damaged, or of another structure.
     """
     metadata = _read_metadata(path)
-    with _quiet_reads():
-        state, _ = restore(path, abstract_state)
+    state = _restore(path, abstract_state)
     _check(path, flatten_tree(state)[0], metadata)
     return state, metadata
 
@@ -327,8 +326,7 @@ def _load(path: Path, parts: Sequence[str]) -> tuple[dict[str, Any], dict[str, A
     }
     if not wanted:
         raise CheckpointError(f"{path}: holds none of {', '.join(parts)}")
-    with _quiet_reads():
-        state, _ = restore(path, _nest(wanted), partial=True)
+    state = _restore(path, _nest(wanted), some=True)
     named, _ = flatten_tree(state)
     _check(path, named, metadata)
     return state, metadata
@@ -357,28 +355,31 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-@contextmanager
-def _quiet_reads() -> Iterator[None]:
-    """Around a restore: of a damaged checkpoint, one error and nothing else is heard.
+def _restore(path: Path, wanted: Any, *, some: bool = False) -> Any:
+    """Read a tree, where a damaged checkpoint gives one error and nothing else is heard.
 
-    Orbax closes its event loop at the first read that fails. Each read of TensorStore that is
-    still under way then finds the loop closed, which Python reports from a thread, where nobody
-    can catch it.
+    Orbax gives up at the first read that fails. The others of TensorStore that are under way, and
+    the coroutines that wait for them, then complain where nobody can catch it: to the hook for
+    errors that cannot be raised. Those are dropped, if the read failed.
     """
     before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
+    others: list[Any] = []
+    sys.unraisablehook = others.append
+    problem = ""
     try:
-        yield
-    except Exception:
+        try:
+            return restore(path, wanted, partial=some)[0]
+        except Exception as error:  # Damage shows as errors of many types.
+            problem = str(error) or type(error).__name__
+        # The error held on to its coroutines; without it they end here.
         time.sleep(_GRACE)
-        raise
+        gc.collect()
+        others.clear()
+        raise CheckpointError(problem)
     finally:
         sys.unraisablehook = before
+        for other in others:
+            before(other)
 
 
 def _as_json(document: Mapping[str, Any]) -> dict[str, Any]:
