@@ -94,8 +94,9 @@ def train(
             watch.add(done, metrics)
             interrupt.poll()
             if step == start:
-                compiled = {"first_step_seconds": meter.skip_compilation(metrics)}
-                hooks.metrics(done, compiled)
+                seconds = meter.skip_compilation(metrics)
+                with meter.aside(metrics):
+                    hooks.metrics(done, {"first_step_seconds": seconds})
 
             last = done == run.steps
             if last or done % run.log_every == 0:
