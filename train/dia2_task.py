@@ -29,9 +29,6 @@ from train.starting_point import StartingPoint, export_model, find_start, initia
 from train.task import Batch, Metrics, Sample, State
 from train.trainable import combine, partition
 
-#: Evaluation masks: the whole text, depth loss on every frame, no noise.
-_EVALUATION = Masking()
-
 
 class Dia2Task:
     """See `train.task.Task`. Weights that do not train are arguments of the step, not state.
@@ -116,7 +113,9 @@ class Dia2Task:
         if data.validation is not None:
             held_out = Recordings(data.validation)
             builder = RowBuilder(held_out, self.start.tokenizer, config)
-            self.validation = self._source_of(builder, plan(held_out, seed=0), _EVALUATION)
+            self.validation = self._source_of(
+                builder, plan(held_out, seed=0), Masking(depth_share=data.depth_share)
+            )
 
     def _source_of(self, builder: RowBuilder, plan: Any, masking: Masking) -> BatchSource:
         mine = sharding.host_rows(self.mesh, self.config.data.rows)
@@ -246,7 +245,7 @@ class Dia2Task:
         # A layout that XLA chose for itself would not fit the next call, or a restored state.
         new = jax.lax.with_sharding_constraint(new, self._shardings(self.abstract_state()))
         norms = {
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(self.schedule(state["step"])),
         }
         return new, {**result, **norms}
@@ -276,7 +275,11 @@ class Dia2Task:
     def _evaluation(self, params: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
         with sharding.bound(self.mesh):
             counts = token_counts(batch, self.config.loss)
-            _, sums = self._loss(params, frozen, counts, batch)
+
+            def part(params: Any, microbatch: Any) -> tuple[Any, Any]:
+                return self._loss(params, frozen, counts, microbatch)[1], {}
+
+            sums, _ = accumulate(part, params, split_batch(batch, self.config.microbatches))
             return sums, counts
 
     def evaluate(self, state: State) -> dict[str, float]:
