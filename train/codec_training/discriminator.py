@@ -6,11 +6,17 @@ two channels. Pictures are ``[B, T, F, channels]``: time, then frequency.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
+from dia2_jax import checkpoint
 from dia2_jax.typing import Array, Float
 from train.codec_training.config import DiscriminatorConfig
 from train.codec_training.losses import stft
@@ -105,6 +111,32 @@ class Discriminator(nnx.Module):
         """Logits and features of every scale."""
         results = [scale(wave) for scale in self.scales]
         return [logits for logits, _ in results], [features for _, features in results]
+
+
+def abstract_discriminator(
+    config: DiscriminatorConfig,
+) -> tuple[Callable[[Mapping[str, Any]], Discriminator], dict[str, jax.ShapeDtypeStruct]]:
+    """A function from flat weights to the network, and the shapes of the weights."""
+    whole = nnx.eval_shape(lambda: Discriminator(config, rngs=nnx.Rngs(0)))
+    graph, abstract = nnx.split(whole)
+    leaves, treedef = checkpoint.flatten_tree(abstract)
+    shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves.items()}
+    return lambda named: nnx.merge(graph, checkpoint.unflatten_tree(treedef, named)), shapes
+
+
+def random_weights(shapes: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, np.ndarray]:
+    """Directions of variance 2 / fan-in, gains of their lengths, no biases; drawn by numpy."""
+    result: dict[str, np.ndarray] = {}
+    for path, leaf in shapes.items():
+        if path.endswith("direction"):
+            random = np.random.default_rng([seed, zlib.crc32(path.encode())])
+            scale = np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
+            result[path] = scale * random.standard_normal(leaf.shape, np.float32)
+            length = np.sqrt(np.square(result[path]).sum(axis=(0, 1, 2)))
+            result[path.removesuffix("direction") + "gain"] = length
+        elif path.endswith("bias"):
+            result[path] = np.zeros(leaf.shape, np.float32)
+    return result
 
 
 def discriminator_loss(real: list[Array], fake: list[Array]) -> Float[Array, ""]:

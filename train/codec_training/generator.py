@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import zlib
@@ -142,12 +143,27 @@ def read_shape(source: CodecModelConfig) -> MimiConfig:
     """The Mimi config that a training configuration names.
 
     Raises:
-      ConfigError, HubError: what is missing or malformed.
+      ConfigError, HubError: what is missing, malformed, or differs between shape and weights.
     """
+    found = None
+    if source.initial is not None:
+        found = read_mimi_config(hub.resolve_mimi(source.initial).config)
     if source.shape is None:
-        assert source.initial is not None
-        return read_mimi_config(hub.resolve_mimi(source.initial).config)
-    path = Path(source.shape)
+        assert found is not None
+        return found
+    config = _read_shape_file(Path(source.shape))
+    derived = ("frame_rate", "head_dim", "codebook_dim", "bookkeeping")
+    names = [f.name for f in dataclasses.fields(MimiConfig) if f.name not in derived]
+    differ = [n for n in names if found and getattr(config, n) != getattr(found, n)]
+    if differ:
+        raise ConfigError(
+            f"model.initial: {source.initial} differs from model.shape in {', '.join(differ)}; "
+            "leave model.shape out to take the shape of the weights"
+        )
+    return config
+
+
+def _read_shape_file(path: Path) -> MimiConfig:
     if path.suffix not in (".yaml", ".yml"):
         return load_mimi_config(path)
     try:
@@ -164,21 +180,13 @@ def read_shape(source: CodecModelConfig) -> MimiConfig:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def load_weights(source: str, config: MimiConfig) -> dict[str, Array]:
+def load_weights(source: str) -> dict[str, Array]:
     """All weights of a published codec as a flat dict.
 
     Raises:
-      ConfigError: it has another shape than `config`.
+      CheckpointError, ConfigError, HubError: it cannot be read.
     """
-    mimi, found, _ = load_mimi(hub.resolve_mimi(source))
-    ours, theirs = config_to_dict(config), config_to_dict(found)
-    keys = [k for k in ours if k in MimiConfig.__dataclass_fields__ and ours[k] != theirs.get(k)]
-    keys = [k for k in keys if k not in ("frame_rate", "head_dim", "codebook_dim")]
-    if keys:
-        raise ConfigError(
-            f"model.initial: {source} differs from model.shape in {', '.join(keys)}; leave "
-            "model.shape out to take the shape of the weights"
-        )
+    mimi, _, _ = load_mimi(hub.resolve_mimi(source))
     return dict(checkpoint.flatten_tree(nnx.state(mimi))[0])
 
 

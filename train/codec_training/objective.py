@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from dia2_jax import checkpoint
 from dia2_jax.typing import Array, Float
 from train.codec_training import losses
 from train.codec_training.balancer import Balance, balance
 from train.codec_training.config import WAVEFORM_LOSSES, CodecConfig
 from train.codec_training.discriminator import (
     Discriminator,
+    abstract_discriminator,
     adversarial_loss,
     discriminator_loss,
     feature_matching_loss,
@@ -53,20 +52,11 @@ class Objective:
         weights = {name: getattr(config.losses, name) for name in WAVEFORM_LOSSES}
         #: Weights of the waveform's losses that are on.
         self.weights: dict[str, float] = {n: weight for n, weight in weights.items() if weight > 0}
-        self._judge: Any = None
+        #: The discriminator of given weights, and their shapes.
+        self.discriminator: Callable[[Mapping[str, Any]], Discriminator]
+        self.judge: dict[str, jax.ShapeDtypeStruct] = {}
         if config.discriminator is not None:
-            settings = config.discriminator
-            # Shapes only; the weights are arguments.
-            whole = nnx.eval_shape(lambda: Discriminator(settings, rngs=nnx.Rngs(0)))
-            self._judge, abstract = nnx.split(whole)
-            leaves, self._judge_tree = checkpoint.flatten_tree(abstract)
-            self.judge = {
-                path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()
-            }
-
-    def discriminator(self, params: Mapping[str, Array]) -> Discriminator:
-        """The discriminator with these weights."""
-        return nnx.merge(self._judge, checkpoint.unflatten_tree(self._judge_tree, params))
+            self.discriminator, self.judge = abstract_discriminator(config.discriminator)
 
     def gradients(
         self,
@@ -165,24 +155,3 @@ class Objective:
         """The discriminator's own loss."""
         network = self.discriminator(judge)
         return discriminator_loss(network(target)[0], network(wave)[0])
-
-
-def random_judge(objective: Objective, seed: int) -> Params:
-    """The discriminator's initial weights; gains are the directions' lengths."""
-    import zlib
-
-    import numpy as np
-
-    result: dict[str, Any] = {}
-    for path, leaf in objective.judge.items():
-        if path.endswith("direction"):
-            random = np.random.default_rng([seed, zlib.crc32(path.encode())])
-            noise = random.standard_normal(leaf.shape, np.float32)
-            direction = noise * np.float32((2 / np.prod(leaf.shape[:-1])) ** 0.5)
-            result[path] = direction
-            result[path.replace("direction", "gain")] = np.sqrt(
-                np.square(direction).sum(axis=(0, 1, 2))
-            )
-        elif path.endswith("bias"):
-            result[path] = np.zeros(leaf.shape, np.float32)
-    return result

@@ -20,6 +20,7 @@ from train.codec_training import evaluation
 from train.codec_training.balancer import Balance
 from train.codec_training.config import CodecConfig
 from train.codec_training.corpora import Corpora, open_corpora
+from train.codec_training.discriminator import random_weights
 from train.codec_training.generator import (
     Generator,
     forward_flops,
@@ -28,7 +29,7 @@ from train.codec_training.generator import (
     random_params,
     read_shape,
 )
-from train.codec_training.objective import Objective, Slope, random_judge
+from train.codec_training.objective import Objective, Slope
 from train.codec_training.quantizer import (
     initialize_codebooks,
     row_choices,
@@ -157,7 +158,7 @@ class CodecTask:
         if self._balance is not None:
             state["balance"] = self._balance
         if self.judge_optimizer is not None:
-            judge = self._put(random_judge(self.objective, self.config.run.seed))
+            judge = self._put(random_weights(self.objective.judge, self.config.run.seed))
             state["discriminator"] = judge
             state["discriminator_optimizer"] = jax.jit(self.judge_optimizer.init)(judge)
         state["untrained_distance"] = jnp.float32(self._distances(every, codebooks)[0].mean())
@@ -168,7 +169,7 @@ class CodecTask:
         """All weights: loaded or random, codebooks by k-means unless they were loaded."""
         config, seed = self.config, self.config.run.seed
         if config.model.initial is not None:
-            every = dict(load_weights(config.model.initial, self.mimi))
+            every = load_weights(config.model.initial)
         else:
             every = {
                 **random_params(self.generator, seed),
@@ -180,19 +181,21 @@ class CodecTask:
             every |= make_head(self._key(0, _HEAD), inner, width)
         every = self._put(every)
         if config.model.initial is None:
-            codebooks = {path: every[path] for path in self.generator.codebooks}
-            quantizer = self.generator.mimi(every, codebooks).quantizer
-            every |= self._put(
-                initialize_codebooks(
-                    quantizer,
-                    codebooks,
-                    self._first_features(every),
-                    self._key(0, _KMEANS),
-                    config.codebooks.kmeans_iterations,
-                )
-            )
+            every |= self._fresh_codebooks(every)
         self._keep(every)
         return every
+
+    def _fresh_codebooks(self, every: dict[str, Array]) -> dict[str, Array]:
+        """Codebooks by k-means on the features that these weights have for the first windows."""
+        codebooks = {path: every[path] for path in self.generator.codebooks}
+        fresh = initialize_codebooks(
+            self.generator.mimi(every, codebooks).quantizer,
+            codebooks,
+            self._first_features(every),
+            self._key(0, _KMEANS),
+            self.config.codebooks.kmeans_iterations,
+        )
+        return dict(self._put(fresh))
 
     def _first_features(self, every: dict[str, Array]) -> Array:
         """Features of the first windows of the run, ``[N, D]``."""
@@ -315,7 +318,7 @@ class CodecTask:
             part, loss = self._discriminate(state, slope.heard.wave, batch["wave"])
             new |= part
             metrics["loss/discriminator"] = loss
-        metrics["gradient_norm"] = optax.global_norm(slope.gradients)
+        metrics["gradient_norm"] = optax.tree.norm(slope.gradients)
         metrics["learning_rate"] = jnp.asarray(self.schedule(step))
         whole = jax.tree.map(lambda leaf: self._whole, new)
         return jax.lax.with_sharding_constraint(new, whole), metrics
