@@ -14,11 +14,12 @@ from train.command import Program, run_options
 from train.config import read_config
 from train.dia2_config import Dia2TrainingConfig
 from train.distributed import distributed_option
-from train.pretrain import run
+from train.pretrain import plan_option, run
 
 
 @click.command(cls=Program)
 @run_options
+@plan_option
 @distributed_option
 def main(config_path: str, overrides: tuple[str, ...], **options: Any) -> None:
     """Fine-tune the checkpoint that CONFIG (a YAML file) names in model.start.

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from small_data import small_shape
 
 from train import plan
@@ -67,6 +68,7 @@ def test_the_estimate_is_near_what_xla_allocates(layers, overrides, shaped) -> N
     found = plan.estimate(task)
     assert found.working["activations"] > 0.6 * found.total
     compiled = plan.compiled_bytes(task, FAST_COMPILE)
+    assert compiled is not None
     ratio = found.total / compiled
     print(f"{layers} {overrides[-1]}: {ratio:.2f} of {compiled / 1e6:.1f} MB")
     assert abs(ratio - 1) < TOLERANCE
@@ -139,3 +141,28 @@ def test_a_plan_is_printed_at_once(small_run, capsys) -> None:
         assert part in printed
     assert f"{total / 1e9:.3f} GB (estimated)" in printed
     assert "XLA" not in printed and "step time" not in printed  # no published peak of a CPU
+
+
+def test_where_a_peak_or_xlas_analysis_is_known_they_are_printed(small_run, monkeypatch) -> None:
+    task = make_task(small_run)
+    found = plan.estimate(task)
+    monkeypatch.setattr(plan, "PEAKS", {"cpu": 1e9})
+    printed = "\n".join(plan.table(found, task, compiled=2 * found.total))
+    assert "XLA's analysis; estimate 0.50" in printed
+    assert f"step time    {found.flops / 0.4e9:.3g} s (computed: 40% of cpu's" in printed
+
+
+def test_the_program_plans_and_does_nothing(small_run, tmp_path, monkeypatch) -> None:
+    from train import pretrain
+
+    sizes = []
+    monkeypatch.setattr(plan, "compiled_bytes", lambda task: sizes.append(task) or 10**9)
+    folder = tmp_path / "run"
+    arguments = [str(small_run), f"run.folder={folder}"]
+    results = [
+        CliRunner().invoke(pretrain.main, [*arguments, option])
+        for option in ("--plan", "--plan-xla")
+    ]
+    assert [result.exit_code for result in results] == [0, 0]
+    assert ["XLA's analysis" in result.output for result in results] == [False, True]
+    assert len(sizes) == 1 and not folder.exists()
