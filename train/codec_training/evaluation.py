@@ -9,13 +9,13 @@ import numpy as np
 from jax import lax
 
 from dia2_jax.mimi.codec import Mimi
-from dia2_jax.typing import Array, Float, Int
+from dia2_jax.typing import Array, ArrayLike, Float, Int
 from train.codec_training.losses import mel_distance, si_sdr
 from train.codec_training.quantizer import perplexity
 
 
 class Judged(NamedTuple):
-    """One batch of windows, judged.
+    """Windows, judged; on the device or on the host.
 
     Attributes:
       mel: mel distance by row, in nats.
@@ -24,10 +24,10 @@ class Judged(NamedTuple):
       wave: ``[B, W]``, the reconstructions.
     """
 
-    mel: Float[Array, " B"]
-    sdr: Float[Array, " B"]
-    codes: Int[Array, "B C T"]
-    wave: Float[Array, "B W"]
+    mel: Float[ArrayLike, " B"]
+    sdr: Float[ArrayLike, " B"]
+    codes: Int[ArrayLike, "B C T"]
+    wave: Float[ArrayLike, "B W"]
 
 
 def judge(mimi: Mimi, wave: Float[Array, "B W"]) -> Judged:
@@ -50,19 +50,18 @@ def streamed(mimi: Mimi, codes: Int[Array, "B C T"]) -> Float[Array, "B W"]:
     return jnp.moveaxis(pieces, 0, 1).reshape(codes.shape[0], -1)
 
 
-def streaming_difference(
-    whole: Float[np.ndarray, "B W"], pieces: Float[np.ndarray, "B W"]
-) -> float:
+def streaming_difference(whole: Float[ArrayLike, "B W"], pieces: Float[ArrayLike, "B W"]) -> float:
     """Largest difference of a streamed decode, relative to the largest sample."""
-    return float(np.abs(whole - pieces).max() / (np.abs(whole).max() + 1e-12))
+    whole = np.asarray(whole)
+    return float(np.abs(whole - np.asarray(pieces)).max() / (np.abs(whole).max() + 1e-12))
 
 
-def codebook_figures(codes: Int[np.ndarray, "B C T"], entries: int) -> dict[str, float]:
+def codebook_figures(codes: Int[ArrayLike, "B C T"], entries: int) -> dict[str, float]:
     """Perplexity and share of entries used of every codebook, and their means.
 
     With F frames no codebook can show a perplexity above F.
     """
-    rows = codes.transpose(1, 0, 2).reshape(codes.shape[1], -1)
+    rows = np.asarray(codes).transpose(1, 0, 2).reshape(codes.shape[1], -1)
     counts = np.stack([np.bincount(row, minlength=entries) for row in rows]).astype(np.float32)
     spread = np.asarray(perplexity(jnp.asarray(counts)))
     used = (counts > 0).mean(axis=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import yaml
 from flax import nnx
@@ -231,8 +232,7 @@ def random_codebooks(generator: Generator, seed: int) -> dict[str, np.ndarray]:
 def forward_flops(generator: Generator, samples: int) -> float:
     """Operations of the products and convolutions of one pass over one row of `samples` samples."""
     shape = jax.ShapeDtypeStruct((1, samples), np.float32)
-    flag = jax.ShapeDtypeStruct((1,), np.int32)
-    choices = RowChoices(flag, jax.ShapeDtypeStruct((1,), np.bool_))
+    choices = jax.eval_shape(lambda: RowChoices(jnp.zeros((1,), int), jnp.zeros((1,), bool)))
     traced = jax.make_jaxpr(generator)(generator.params, generator.codebooks, shape, choices)
     return _flops(traced.jaxpr)
 

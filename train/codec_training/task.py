@@ -168,13 +168,11 @@ class CodecTask:
     def _initial_weights(self) -> dict[str, Array]:
         """All weights: loaded or random, codebooks by k-means unless they were loaded."""
         config, seed = self.config, self.config.run.seed
+        every: dict[str, Any]
         if config.model.initial is not None:
             every = load_weights(config.model.initial)
         else:
-            every = {
-                **random_params(self.generator, seed),
-                **random_codebooks(self.generator, seed),
-            }
+            every = random_params(self.generator, seed) | random_codebooks(self.generator, seed)
         if config.semantic is not None and WEIGHT not in every:
             width = self.corpora.train.targets.shape[1]  # type: ignore[union-attr]
             inner = self.mimi.vector_quantization_hidden_dimension
@@ -368,7 +366,8 @@ class CodecTask:
     def weights(self, state: State) -> tuple[dict[str, Array], dict[str, Array]]:
         """The codec's parameters (their moving average, where it is kept) and codebooks."""
         fixed = self._constant()
-        every = {**state.get("ema", state["params"]), **fixed}
+        averaged = state["ema"] if "ema" in state else state["params"]
+        every = {**averaged, **fixed}
         params = {path: every[path] for path in self.generator.params}
         return params, self._codebooks(state, fixed)
 
