@@ -24,18 +24,12 @@ from train.codec_training.discriminator import random_weights
 from train.codec_training.generator import (
     Generator,
     forward_flops,
-    load_weights,
-    random_codebooks,
-    random_params,
     read_shape,
 )
 from train.codec_training.objective import Objective, Slope
-from train.codec_training.quantizer import (
-    initialize_codebooks,
-    row_choices,
-    update_codebooks,
-)
-from train.codec_training.semantic import WEIGHT, check_width, make_head
+from train.codec_training.quantizer import row_choices, update_codebooks
+from train.codec_training.semantic import check_width, make_head
+from train.codec_training.starting_weights import initial_weights
 from train.codec_training.windows import WindowSource, fixed_windows
 from train.optimizer import ema_update, make_optimizer
 from train.recordings import read_batches
@@ -167,52 +161,18 @@ class CodecTask:
 
     def _initial_weights(self) -> dict[str, Array]:
         """All weights: loaded or random, codebooks by k-means unless they were loaded."""
-        config, seed = self.config, self.config.run.seed
-        every: dict[str, Any]
-        if config.model.initial is not None:
-            every = load_weights(config.model.initial)
-        else:
-            every = random_params(self.generator, seed) | random_codebooks(self.generator, seed)
-        if config.semantic is not None and WEIGHT not in every:
-            width = self.corpora.train.targets.shape[1]  # type: ignore[union-attr]
-            inner = self.mimi.vector_quantization_hidden_dimension
-            every |= make_head(self._key(0, _HEAD), inner, width)
-        every = self._put(every)
-        if config.model.initial is None:
-            every |= self._fresh_codebooks(every)
+        data = self.config.data
+        targets = self.corpora.train.targets
+        every = initial_weights(
+            self.config,
+            self.generator,
+            source=self._source(data.frames, None),
+            target_width=0 if targets is None else targets.shape[1],
+            keys=(self._key(0, _KMEANS), self._key(0, _HEAD)),
+            put=self._put,
+        )
         self._keep(every)
         return every
-
-    def _fresh_codebooks(self, every: dict[str, Array]) -> dict[str, Array]:
-        """Codebooks by k-means on the features that these weights have for the first windows."""
-        codebooks = {path: every[path] for path in self.generator.codebooks}
-        fresh = initialize_codebooks(
-            self.generator.mimi(every, codebooks).quantizer,
-            codebooks,
-            self._first_features(every),
-            self._key(0, _KMEANS),
-            self.config.codebooks.kmeans_iterations,
-        )
-        return dict(self._put(fresh))
-
-    def _first_features(self, every: dict[str, Array]) -> Array:
-        """Features of the first windows of the run, ``[N, D]``."""
-        settings, data = self.config.codebooks, self.config.data
-        batches = -(-settings.kmeans_rows // data.rows)
-        if batches * data.rows * data.frames < self.mimi.codebook_size:
-            raise ConfigError(
-                f"codebooks.kmeans_rows: {batches * data.rows} windows of {data.frames} frames are "
-                f"fewer than {self.mimi.codebook_size} entries; use more"
-            )
-
-        @jax.jit
-        def encode(every: dict[str, Array], wave: Array) -> Array:
-            return self.generator.mimi(every, every).encode_latents(wave)
-
-        source = self._source(data.frames, None)
-        waves = (source[step]["wave"] for step in range(batches))
-        features = [encode(every, jax.device_put(wave, self._whole)) for wave in waves]
-        return jnp.concatenate(features).reshape(-1, features[0].shape[-1])
 
     def _put(self, tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.device_put(leaf, self._whole), tree)
