@@ -14,6 +14,9 @@ from flax import nnx
 from dia2_jax.config import Dia2Config, load_dia2_config, load_mimi_config
 from dia2_jax.mimi.codec import Mimi
 from dia2_jax.model.dia2 import Dia2Model
+from train.codec_training.config import CodecConfig
+from train.config import read_config
+from train.dia2_config import Dia2TrainingConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -97,8 +100,36 @@ def test_tiny_turns_the_branches_on() -> None:
     assert config.model.decoder.gqa_query_heads > config.model.decoder.kv_heads
 
 
+#: What every header of a training configuration tells: key, and what it is about.
+RUNS = {
+    "codec_mimi": CodecConfig,
+    "codec_tiny": CodecConfig,
+    "finetune_full_1b": Dia2TrainingConfig,
+    "finetune_lora_2b": Dia2TrainingConfig,
+    "pretrain_small": Dia2TrainingConfig,
+    "pretrain_tiny": Dia2TrainingConfig,
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_training_configs_are_read_and_say_what_to_expect(name: str) -> None:
+    read_config(RUNS[name], CONFIGS / f"{name}.yaml")
+    text = header(name)
+    for key in ("command", "hardware", "memory", "time", "to expect"):
+        assert f" {key} " in text, key
+    program = name.split("_")[0]
+    assert f"python -m train.{program} configs/{name}.yaml" in text
+
+
+def test_the_small_shape_says_its_size() -> None:
+    config = load_dia2_config(raw("dia2_small"))
+    counted = sizes(lambda: Dia2Model(config, rngs=nnx.Rngs(0)))
+    assert f"{sum(counted):,} in {len(counted)} tensors" in header("dia2_small")
+
+
 def test_every_config_is_tested_and_says_what_it_is() -> None:
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert {"dia2_1b", "dia2_2b", "tiny", "mimi", "mimi_tiny"} <= names
+    shapes = {"dia2_1b", "dia2_2b", "dia2_small", "tiny", "mimi", "mimi_tiny"}
+    assert names == shapes | RUNS.keys()
     for name in names:
         assert (CONFIGS / f"{name}.yaml").read_text().startswith("# "), name

@@ -102,10 +102,11 @@ def measure(config: Dia2TrainingConfig, steps: int) -> dict[str, Any]:
 
 def write_synthetic(folder: Path, config: Dia2TrainingConfig, count: int) -> None:
     """A prepared data set of random codes and plausible words, for timing alone."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
 
     from train.starting_point import find_start
 
+    disable_progress_bars()
     data = find_start(config.model).config.data
     rng = np.random.default_rng(0)
     rows = []
