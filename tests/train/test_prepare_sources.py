@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,43 @@ def test_transcripts_that_cannot_be_read_are_rows_too(tmp_path: Path) -> None:
         "(char 1))",
         "must hold a list of words or an object",
     ]
+
+
+def test_links_and_names_that_are_not_utf8_are_rows_too(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    elsewhere = write_recording(tmp_path / "disk" / "deep" / "a.wav", text="Linked.").parent
+    folder.mkdir()
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(folder)
+    (folder / "gone.wav").symlink_to("nowhere.wav")
+    (folder / "loop.wav").symlink_to("loop.wav")
+    (folder / "folder.wav").mkdir()
+    latin = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.wav"))
+    write_recording(folder / "utf8.wav", text="Latin.").rename(latin)
+    (folder / "utf8.txt").rename(latin.with_suffix(".txt"))
+    assert detect_kind(str(folder)) == "folder"
+    source = FolderSource(folder)
+    found = rows(source)
+    assert [row.id for row in found] == ["caf\udce9.wav", "gone.wav", "linked/a.wav", "loop.wav"]
+    assert source.fingerprint() == FolderSource(folder).fingerprint()
+    assert len(item(found[0]).read(9.0).samples) == 48_000
+    assert item(found[2]).turns[0].text == "Linked."
+    for row in (found[1], found[3]):
+        with pytest.raises(Rejected, match="there is no such file"):
+            item(row).read(9.0)
+
+
+def test_names_in_capitals(tmp_path: Path) -> None:
+    write_recording(tmp_path / "a.wav", text="Hello.").rename(tmp_path / "A.WAV")
+    (tmp_path / "a.txt").rename(tmp_path / "A.TXT")
+    (tmp_path / "ALONE.TXT").write_text("No audio.")
+    source = FolderSource(tmp_path)
+    assert [row.id for row in rows(source)] == ["A.WAV", "ALONE.TXT"]
+    assert reasons(source) == [None, "missing_audio"]
+    assert item(source.row(0)).turns[0].text == "Hello."
+    before = source.fingerprint()
+    (tmp_path / "A.TXT").write_text("Hallo.")
+    assert FolderSource(tmp_path).fingerprint() != before
 
 
 def test_the_fingerprint_follows_transcripts_and_audio(tmp_path: Path) -> None:
@@ -170,6 +208,28 @@ def test_malformed_records_are_rows_too(tmp_path: Path) -> None:
     with pytest.raises(Rejected, match=r"none\.wav: there is no such file") as error:
         item(source.row(6)).read(9.0)
     assert error.value.reason == "missing_audio"
+
+
+def test_one_impossible_path_stops_no_manifest(tmp_path: Path) -> None:
+    names = ["/", "", ".", "..", "a\0b.wav", "~nobody/a.wav", "\ud800.wav", "long " * 99]
+    records = [{"path": name, "text": "Hello."} for name in names]
+    nested = "[" * 100_000
+    source = ManifestSource(write_lines(tmp_path / "bad.jsonl", *records, nested))
+    assert source.fingerprint()
+    assert reasons(source) == ["bad_record"] * 2 + [None] * 6 + ["bad_record"]
+    for row in rows(source)[2:8]:
+        with pytest.raises(Rejected, match="there is no such file"):
+            item(row).read(9.0)
+
+
+def test_a_line_ends_where_json_ends_it(tmp_path: Path) -> None:
+    write_recording(tmp_path / "a.wav")
+    text = "One\u2028two\x85three."
+    line = json.dumps({"path": "a.wav", "text": text}, ensure_ascii=False)
+    (tmp_path / "all.jsonl").write_bytes(f"{line}\r\n\r\n{line}\r\n".encode())
+    found = rows(ManifestSource(tmp_path / "all.jsonl"))
+    assert [row.id for row in found] == ["a.wav", "a.wav#3"]
+    assert [item(row).turns[0].text for row in found] == [text, text]
 
 
 # ---------------------------------------------------------------------------------------- data sets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,10 @@ def read_recording(source: Path | bytes, name: str, longest: float) -> Recording
     Raises:
       Rejected: it is missing, damaged, empty, holds NaN or infinity, or is too long.
     """
-    if isinstance(source, Path) and not source.is_file():
+    if isinstance(source, Path) and not os.path.isfile(source):
         raise Rejected("missing_audio", f"{name}: there is no such file")
     try:
-        with soundfile.SoundFile(source if isinstance(source, Path) else io.BytesIO(source)) as f:
+        with soundfile.SoundFile(_opened(source)) as f:
             rate = f.samplerate
             if f.frames / rate > longest:
                 raise too_long(name, f.frames / rate, longest)
@@ -87,6 +88,13 @@ def to_mono(
         return resample(np.ascontiguousarray(mono), recording.rate, sample_rate)
     except AudioError as error:
         raise Rejected("unreadable_audio", f"{name}: {error}") from None
+
+
+def _opened(source: Path | bytes) -> Path | bytes | io.BytesIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    # Names need not be UTF-8 where they are bytes.
+    return os.fsencode(source) if os.name == "posix" else source
 
 
 def _why(source: Path | bytes, name: str, error: Exception) -> str:

@@ -152,8 +152,9 @@ class PreparedRow:
     def as_columns(self) -> dict[str, Any]:
         """The row under the column names of the data set."""
         return {
-            "id": self.id,
-            "source": self.source,
+            # Names of files need not be UTF-8, Arrow's strings are.
+            "id": _as_utf8(self.id),
+            "source": _as_utf8(self.source),
             "text": self.script,
             "duration": self.seconds,
             "frames": self.codes.shape[0],
@@ -165,3 +166,7 @@ class PreparedRow:
             "drift": self.drift,
             "breaks": self.breaks,
         }
+
+
+def _as_utf8(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()

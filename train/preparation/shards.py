@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
 
@@ -148,7 +148,7 @@ class Workshop:
         if kept:  # `datasets` saves an empty data set in a form that it cannot load
             with _quiet():
                 _as_dataset(kept).save_to_disk(temporary / _ROWS)
-        with (temporary / REJECTED).open("w", encoding="utf-8") as file:
+        with _open_lines(temporary / REJECTED) as file:
             for index, row, error in rejected:
                 line = {"row": index, "id": row.id, "source": row.source}
                 line |= {"reason": error.reason, "message": str(error)}
@@ -191,7 +191,7 @@ class Workshop:
             name = manifest["settings_sha256"][:16]
             data = datasets.Dataset(data.data, info=data.info, fingerprint=name)
             data.save_to_disk(new)
-        with (new / REJECTED).open("w", encoding="utf-8") as file:
+        with _open_lines(new / REJECTED) as file:
             file.writelines(
                 json.dumps(line, ensure_ascii=False) + "\n" for line in self.rejected(shards)
             )
@@ -225,6 +225,11 @@ def _as_dataset(rows: Sequence[PreparedRow]) -> datasets.Dataset:
     columns = [row.as_columns() for row in rows]
     table = {name: [row[name] for row in columns] for name in FEATURES}
     return datasets.Dataset.from_dict(table, features=FEATURES)
+
+
+def _open_lines(path: Path) -> IO[str]:
+    """For lines of JSON, in which a file's name that is not UTF-8 is written with escapes."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace")
 
 
 def _json(value: Any) -> str:

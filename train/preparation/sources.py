@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -75,7 +76,7 @@ def detect_kind(source: str) -> Kind:
         )
     if path.is_dir():
         saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-        audio = next((p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES), None)
+        audio = next((p for p in _files(path) if p.suffix.lower() in AUDIO_SUFFIXES), None)
         if saved or audio is None and next(path.rglob("*.parquet"), None) is not None:
             return "dataset"
         if audio is not None:
@@ -91,6 +92,8 @@ def detect_kind(source: str) -> Kind:
 class FolderSource:
     """Audio files of a folder and those below it, each with ``NAME.txt`` or ``NAME.json`` beside.
 
+    Linked folders are entered, each folder once. Links that lead nowhere are rows, and rejected.
+
     The text may hold ``[S1]`` and ``[S2]``; the JSON holds words with times, or a record like
     those of a manifest. A transcript without audio is a row too, and rejected as one.
     """
@@ -101,10 +104,11 @@ class FolderSource:
         self._folder = folder
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder")
-        files = [path for path in folder.rglob("*") if path.is_file() and not _hidden(path, folder)]
+        files = list(_files(folder))
         audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
         heard = {path.with_suffix("") for path in audio}
-        orphans = [p for p in files if p.suffix == ".txt" and p.with_suffix("") not in heard]
+        texts = [path for path in files if path.suffix.lower() == ".txt"]
+        orphans = [path for path in texts if path.with_suffix("") not in heard]
         self._paths = sorted(audio + orphans, key=lambda p: p.relative_to(folder).as_posix())
         if not audio:
             raise DataError(f"{folder}: holds no audio files ({', '.join(AUDIO_SUFFIXES[:5])}, …)")
@@ -151,7 +155,8 @@ class ManifestSource:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-        numbered = enumerate(text.splitlines(), start=1)
+        # Other ends of lines, such as U+2028, may stand inside a JSON string.
+        numbered = enumerate(text.split("\n"), start=1)
         self._lines = [(number, line) for number, line in numbered if line.strip()]
         if not self._lines:
             raise DataError(f"{path}: the manifest has no lines")
@@ -173,10 +178,9 @@ class ManifestSource:
             record = _object(line)
             if record is None:
                 raise Rejected("bad_record", f"{where}: the line is not a JSON object")
-            audio = record.get("path")
-            if not isinstance(audio, str) or not audio:
+            path = self._audio(record)
+            if path is None:
                 raise Rejected("bad_record", f'{where}: "path" must name the audio file')
-            path = self._path.parent / Path(audio).expanduser()
             turns, channel = read_turns(record, where), _channel(record)
             if not turns:
                 turns, channel = sidecars(path, where, _speaker(record))
@@ -191,10 +195,18 @@ class ManifestSource:
         for _, line in self._lines:
             digest.update(line.encode())
             record = _object(line) or {}
-            if isinstance(record.get("path"), str):
-                path = self._path.parent / Path(record["path"]).expanduser()
+            path = self._audio(record)
+            if path is not None:
                 _add_file(digest, path, record["path"])
         return digest.hexdigest()
+
+    def _audio(self, record: Mapping[str, Any]) -> Path | None:
+        """The file that a record names; None if it names none."""
+        name = record.get("path")
+        if not isinstance(name, str) or not name:
+            return None
+        path = self._path.parent / os.path.expanduser(name)
+        return path if path.name else None
 
     def _make_names(self) -> list[str]:
         names: list[str] = []
@@ -221,8 +233,8 @@ def sidecars(
       Rejected: a file that cannot be read.
     """
     content: dict[str, Any] = {"speaker": speaker}
-    words, text = path.with_suffix(".json"), path.with_suffix(".txt")
-    if words.is_file():
+    words, text = _beside(path, ".json"), _beside(path, ".txt")
+    if words is not None:
         where = str(words)
         try:
             found = json.loads(words.read_text(encoding="utf-8-sig"))
@@ -233,7 +245,7 @@ def sidecars(
         if not isinstance(found, dict):
             raise Rejected("bad_record", f"{words}: must hold a list of words or an object")
         content |= found
-    if text.is_file() and content.get("turns") is None:
+    if text is not None and content.get("turns") is None:
         try:
             content["text"] = text.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -277,20 +289,52 @@ def _duration(record: Mapping[str, Any], where: str) -> float | None:
 def _object(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
 
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _files(folder: Path) -> Iterator[Path]:
+    """All files of a folder and those below it but hidden ones; links to nothing are files too.
+
+    Raises:
+      OSError: a folder that may not be read, whose recordings would be missed in silence.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        entered = os.stat(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        if (entered.st_dev, entered.st_ino) in seen:  # a link up, or a second one to the same
+            folders.clear()
+            continue
+        seen.add((entered.st_dev, entered.st_ino))
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _beside(path: Path, suffix: str) -> Path | None:
+    """The file of the same name and another suffix; recorders write "A.WAV" and "A.TXT"."""
+    names = (path.with_suffix(suffix), path.with_suffix(suffix.upper()))
+    return next((name for name in names if os.path.isfile(name)), None)
 
 
 def _add_file(digest: Any, path: Path, name: str) -> None:
     """Name and size of an audio file, and all of the transcripts beside it."""
-    size = path.stat().st_size if path.is_file() else -1
-    digest.update(f"{name}\0{size}\0".encode())
+    size = path.stat().st_size if os.path.isfile(path) else -1
+    # Names of files need not be UTF-8.
+    digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogatepass"))
     for suffix in (".json", ".txt"):
-        beside = path.with_suffix(suffix)
-        if beside.is_file():
-            digest.update(suffix.encode() + hashlib.sha256(beside.read_bytes()).digest())
+        beside = _beside(path, suffix)
+        if beside is not None:
+            digest.update(suffix.encode() + _hash(beside))
+
+
+def _hash(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b"unreadable"  # its row is rejected when it comes to it
