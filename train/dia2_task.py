@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from dia2_jax.data import Masking, real_share
 from dia2_jax.typing import Array, ArrayLike
 from train import lora
 from train.dia2_config import Dia2TrainingConfig
+from train.fingerprints import fingerprints_of
 from train.flops import projection_shapes, training_flops
 from train.losses import dia2_loss, metrics, token_counts
 from train.optimizer import accumulate, ema_update, make_optimizer, map_state, split_batch
@@ -338,12 +341,22 @@ class Dia2Task:
         return params
 
     def metadata(self) -> dict[str, Any]:
-        """See `Task`."""
-        return {
+        """See `Task`; with what does not train, since a checkpoint of the run does not hold it."""
+        tokenizer = self.start.tokenizer_file.read_bytes()
+        found: dict[str, Any] = {
             "model": config_to_dict(self.start.config),
+            "tokenizer": hashlib.sha256(tokenizer).hexdigest()[:16],
             "data": self.recordings.fingerprint,
             "parameters": sum(leaf.size for leaf in self.trainable.values()),
         }
+        if self.frozen:
+            found["frozen_weights"] = self._frozen_fingerprint
+        return found
+
+    @functools.cached_property
+    def _frozen_fingerprint(self) -> str:
+        values = {name: value for name, (value, _) in fingerprints_of(self._frozen()).items()}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fetched(leaf: ArrayLike) -> np.ndarray:

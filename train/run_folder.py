@@ -125,10 +125,14 @@ def open_run_folder(
 def refuse_other_task(saved: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> None:
     """Stop where the data or the model are not those of the checkpoint.
 
+    What an older version did not keep is not compared.
+
     Raises:
       ConfigError: names what differs.
     """
-    changes = _changes(flat(dict(saved)), flat(_as_json(now)))
+    old = flat(dict(saved))
+    new = {name: value for name, value in flat(_as_json(now)).items() if name in old}
+    changes = _changes(old, new)
     if changes:
         raise ConfigError(
             f"{folder.path}: its checkpoint belongs to another model or other data: "

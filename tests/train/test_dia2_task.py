@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,33 @@ def test_checkpoints_hold_what_trains_alone(adapted: Any) -> None:
     names = checkpoint.flatten_tree(state)[0]
     assert not any(name.endswith("weight") for name in names)
     assert task.metadata()["parameters"] == sum(leaf.size for leaf in state["params"].values())
+
+
+def test_a_run_knows_the_weights_and_the_tokenizer_that_it_does_not_keep(
+    pretrained: Any, from_it: Dia2TrainingConfig, tmp_path: Path
+) -> None:
+    def metadata(start: Path) -> dict[str, Any]:
+        model = ModelSource(start=str(start))
+        return Dia2Task(dataclasses.replace(from_it, model=model, lora=LoraConfig(2))).metadata()
+
+    def changes(start: Path) -> set[str]:
+        now = metadata(start)
+        return {name for name in known if known[name] != now[name]}
+
+    known = metadata(pretrained[0])
+    other = tmp_path / "other"
+    shutil.copytree(pretrained[0], other)
+    assert changes(other) == set(), "the same files in another place"
+    tokenizer = other / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert changes(other) == {"tokenizer"}
+    shutil.copy(pretrained[0] / "tokenizer.json", tokenizer)
+    flip_a_bit(other / "model.safetensors")
+    assert changes(other) == {"frozen_weights"}
+
+
+def flip_a_bit(file: Path) -> None:
+    """Of the last value of a safetensors file."""
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)

@@ -174,6 +174,18 @@ def test_resume_refuses_other_data(tmp_path: Path) -> None:
     assert train(other, longer, resume=True, force_config=True).step == 2
 
 
+def test_resume_compares_only_what_the_checkpoint_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(make(tmp_path / "run", steps=1))
+    before = ToyTask.metadata
+    monkeypatch.setattr(ToyTask, "metadata", lambda self: {**before(self), "newer": 1})
+    assert go(make(tmp_path / "run", steps=2), resume=True).step == 2
+    monkeypatch.setattr(ToyTask, "metadata", before)
+    with pytest.raises(ConfigError, match="newer was 1, now absent"):
+        go(make(tmp_path / "run", steps=3), resume=True)
+
+
 # ----------------------------------------------------------------------------------------- stopping
 
 
