@@ -47,6 +47,8 @@ class Dia2Task:
         config: Dia2TrainingConfig,
         name: str = "pretrain",
         devices: Sequence[Any] | None = None,
+        *,
+        data: bool = True,
     ) -> None:
         """Reads files and shapes; no weight is loaded or made yet.
 
@@ -54,6 +56,8 @@ class Dia2Task:
           config: of the run.
           name: see `train.task.Task`.
           devices: of the mesh, all by default.
+          data: without it nothing is read of the data sets: such a task cannot train, evaluate or
+            speak, but it exports what others trained.
 
         Raises:
           ConfigError, DataError, HubError, CheckpointError: what cannot be used, and why.
@@ -66,7 +70,8 @@ class Dia2Task:
         self.optimizer, self.schedule = make_optimizer(
             config.optimizer, config.run.steps, self.trainable
         )
-        self._open_data()
+        if data:
+            self._open_data()
         self._projections = projection_shapes(self.start.config)
         self._loaded: dict[str, Array] | None = None  # what does not train, placed
         self._step = jax.jit(self._train_step, donate_argnums=0)

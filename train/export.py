@@ -16,10 +16,13 @@ from train.task import Task
 
 
 def task_of(name: str, raw: dict[str, Any], where: str) -> Task:
-    """The task that a run was started with, from its saved configuration."""
+    """The task that a run was started with, from its saved configuration, fit to be exported.
+
+    On the devices that there are, and for Dia2 without the data, which may lie on the machine that
+    trained.
+    """
     from dia2_jax.config.reading import validate
 
-    # Resuming on other hardware is common; what is exported does not depend on the mesh.
     raw = {**raw, "mesh": {}}
     if name == "codec":
         from train.codec_training.config import CodecConfig
@@ -29,7 +32,9 @@ def task_of(name: str, raw: dict[str, Any], where: str) -> Task:
     from train.dia2_config import Dia2TrainingConfig
     from train.dia2_task import Dia2Task
 
-    return Dia2Task(validate(Dia2TrainingConfig, raw, where), name)
+    # Weights over all devices; rows need not divide over them, as there are none.
+    raw["mesh"] = {"data": 1, "fsdp": -1}
+    return Dia2Task(validate(Dia2TrainingConfig, raw, where), name, data=False)
 
 
 @click.command(cls=Program)

@@ -15,9 +15,10 @@ from dia2_jax import checkpoint
 from dia2_jax.convert.api import convert
 from dia2_jax.convert.safetensors_io import SafetensorsFile
 from dia2_jax.errors import ConfigError, DataError
-from train.config import read_config
+from train.config import config_to_dict, read_config
 from train.dia2_config import Dia2TrainingConfig, ModelSource
 from train.dia2_task import Dia2Task
+from train.export import task_of
 from train.lora import LoraConfig, load_adapters
 
 
@@ -137,6 +138,15 @@ def test_frozen_parts_keep_their_bits_and_the_average_is_exported(
     for path, leaf in state["ema"].items():
         assert new[path] == np.asarray(leaf).tobytes()
         assert not np.array_equal(leaf, state["params"][path])
+
+
+def test_a_run_is_exported_where_its_data_is_not(pretrained: Any, adapted: Any) -> None:
+    task, state, _ = adapted
+    folder = pretrained[0].parent / "away"
+    away = changed(task.config, data={"train": "gone", "validation": "gone", "rows": 7})
+    task_of("finetune", config_to_dict(away), "run").export(state, folder)
+    task.export(state, folder.with_name("here"))
+    assert weights(folder) == weights(folder.with_name("here"))
 
 
 def test_random_weights_depend_on_the_seed_alone(config: Dia2TrainingConfig) -> None:
