@@ -277,6 +277,50 @@ def test_a_saved_data_set_with_an_audio_column(tmp_path: Path) -> None:
         np.testing.assert_allclose(item(row).read(9.0).samples[:, 0], speech(), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "scale", "problem"),
+    [
+        ("float32", 1, None),
+        ("int16", 2**15, None),
+        ("int32", 2**31, None),
+        ("int64", 2**15, "samples of type int64, .*: cast the column to int16"),
+    ],
+)
+def test_arrays_keep_their_full_scale(
+    tmp_path: Path, kind: str, scale: int, problem: str | None
+) -> None:
+    values = (speech(0.5) * scale).astype(kind)
+    numbers = datasets.Sequence(datasets.Value(kind))
+    features = {"audio": {"array": numbers, "sampling_rate": datasets.Value("float32")}}
+    data = datasets.Dataset.from_dict(
+        {"audio": [{"array": values.tolist(), "sampling_rate": 24_000.0}], "text": ["Hello."]},
+        features=datasets.Features(features | {"text": datasets.Value("string")}),
+    )
+    data.save_to_disk(tmp_path / "saved")
+    (row,) = rows(load(tmp_path / "saved"))
+    if problem is None:
+        np.testing.assert_allclose(item(row).read(9.0).samples[:, 0], speech(0.5), atol=1e-4)
+    else:
+        with pytest.raises(Rejected, match=problem):
+            item(row).read(9.0)
+
+
+def test_other_columns_are_not_decoded_and_audio_has_a_form(tmp_path: Path) -> None:
+    sound = [{"bytes": encoded(), "path": None}]
+    data = datasets.Dataset.from_dict({"audio": sound, "noisy": sound, "text": ["Hello."]})
+    for column in ("audio", "noisy"):
+        data = data.cast_column(column, datasets.Audio())
+    data.save_to_disk(tmp_path / "two")  # reading "noisy" would take torchcodec
+    (row,) = rows(load(tmp_path / "two"))
+    assert len(item(row).read(9.0).samples) == 48_000
+    bare = datasets.Dataset.from_dict({"audio": [[0.5, 0.25], None], "text": ["Hello."] * 2})
+    bare.save_to_disk(tmp_path / "bare")
+    found = rows(load(tmp_path / "bare"))
+    for row, message in zip(found, ["audio of type list; it may be", "has no audio"], strict=True):
+        with pytest.raises(Rejected, match=message):
+            item(row).read(9.0)
+
+
 def test_parquet_files_with_other_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     sound = {"array": [speech().tolist()] * 2, "sampling_rate": [24_000] * 2}

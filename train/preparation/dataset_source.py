@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from dia2_jax.errors import DataError
 from train.preparation.recordings import as_recording, read_recording
 from train.preparation.records import Item, Recording, Rejected, SourceRow
 from train.preparation.sources import Columns, Kind
 from train.preparation.transcripts import read_turns
+
+_FIELDS = ("audio", "text", "words", "turns", "speaker", "id")
 
 
 class DatasetSource:
@@ -32,7 +35,7 @@ class DatasetSource:
 
     def __init__(self, data: datasets.Dataset, columns: Columns, name: str, root: Path) -> None:
         default = Columns()
-        for field in ("audio", "text", "words", "turns", "speaker", "id"):
+        for field in _FIELDS:
             column = getattr(columns, field)
             optional = field != "audio" and column == getattr(default, field)
             if column not in data.column_names and not optional:
@@ -49,6 +52,10 @@ class DatasetSource:
             )
         if isinstance(data.features[columns.audio], datasets.Audio):
             data = data.cast_column(columns.audio, datasets.Audio(decode=False))
+        self._numbers = _numbers(data.features[columns.audio])
+        # Other columns may hold audio or pictures, which reading a row would decode.
+        wanted = (getattr(columns, field) for field in _FIELDS)
+        data = data.select_columns([name for name in wanted if name in data.column_names])
         self._data, self._columns, self._name, self._root = data, columns, name, root
 
     def __len__(self) -> int:
@@ -89,12 +96,26 @@ class DatasetSource:
             if audio.get("bytes") is not None:
                 return read_recording(audio["bytes"], where, longest)
             if audio.get("array") is not None:
-                rate = audio.get("sampling_rate")
-                return as_recording(audio["array"], rate, where, longest)
+                array = np.asarray(audio["array"], self._numbers)
+                return as_recording(array, audio.get("sampling_rate"), where, longest)
             if audio.get("path"):
                 path = self._root / audio["path"]
                 return read_recording(path, f"{where}: {path}", longest)
-        raise Rejected("missing_audio", f"{where}: the row has no audio")
+        if audio is None or isinstance(audio, Mapping):
+            raise Rejected("missing_audio", f"{where}: the row has no audio")
+        raise Rejected(
+            "unreadable_audio",
+            f"{where}: audio of type {type(audio).__name__}; it may be a path, the "
+            'bytes of a file, or {"array", "sampling_rate"}',
+        )
+
+
+def _numbers(feature: Any) -> str | None:
+    """Type of the numbers of an audio array, which Python's lists forget: int16 is full at 2^15."""
+    feature = feature.get("array") if isinstance(feature, Mapping) else None
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return feature.dtype if isinstance(feature, datasets.Value) else None
 
 
 def load_dataset_source(

@@ -54,8 +54,16 @@ def as_recording(array: object, rate: object, name: str, longest: float) -> Reco
         raise Rejected(
             "unreadable_audio", f"{name}: samples of shape {samples.shape}, type {samples.dtype}"
         )
+    if isinstance(rate, float) and rate.is_integer():
+        rate = int(rate)
     if not isinstance(rate, int) or rate < 1:
         raise Rejected("unreadable_audio", f"{name}: a sample rate of {rate!r}")
+    if samples.dtype == np.int64:
+        raise Rejected(
+            "unreadable_audio",
+            f"{name}: samples of type int64, whose full scale nobody knows: cast the column to "
+            "int16, int32 or float32",
+        )
     if samples.dtype.kind == "i":
         samples = samples / np.float32(np.iinfo(samples.dtype).max + 1.0)
     samples = np.atleast_2d(samples).T.astype(np.float32)
