@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
@@ -98,6 +99,12 @@ class SampleSettings:
     cfg_scale: float = 1.0
     temperature: float = 0.7
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        # The engine says the same, but only once the run has come to its first samples.
+        require_positive(self, "count", "cfg_scale")
+        require(0 <= self.temperature < math.inf, "temperature", "must be finite and at least 0")
+        require(all(text.strip() for text in self.scripts), "scripts", "one of them says nothing")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -19,6 +19,7 @@ from dia2_jax import checkpoint, sharding
 from dia2_jax.config import config_to_dict
 from dia2_jax.convert.models import abstract_dia2
 from dia2_jax.data import Masking, real_share
+from dia2_jax.errors import ConfigError
 from dia2_jax.typing import Array, ArrayLike
 from train import lora
 from train.dia2_config import Dia2TrainingConfig
@@ -105,7 +106,12 @@ class Dia2Task:
 
     def _open_data(self) -> None:
         data, config = self.config.data, self.start.config
-        rows = data.rows
+        rows, longest = data.rows, config.runtime.max_context_steps
+        if data.max_steps > longest:
+            raise ConfigError(
+                f"data.max_steps: {data.max_steps} steps do not fit the model's context of "
+                f"{longest} (runtime.max_context_steps of its config), which would cut rows off"
+            )
         sharding.check_rows(rows // self.config.microbatches, self.mesh)
         self.recordings = Recordings(data.train)
         self.builder = RowBuilder(self.recordings, self.start.tokenizer, config)

@@ -7,6 +7,7 @@ of a mesh, add up to those of the large batch.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -58,7 +59,7 @@ class LossConfig:
             "first_codebook_multiplier",
             "z_loss",
         ):
-            require(getattr(self, name) >= 0, name, "cannot be negative")
+            require(0 <= getattr(self, name) < math.inf, name, "must be finite and at least 0")
         require(0 <= self.label_smoothing < 1, "label_smoothing", "must be in [0, 1)")
 
 

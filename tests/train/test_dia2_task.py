@@ -172,6 +172,13 @@ def test_what_does_not_fit_is_refused(
         Dia2Task(changed(config, data={"train": str(tmp_path)}))
     with pytest.raises(ConfigError, match="frozen: 'nothing.*' matches no parameter"):
         Dia2Task(dataclasses.replace(config, frozen=("nothing.*",)))
+    with pytest.raises(ConfigError, match=r"data\.max_steps: 257 steps do not fit .* of 256"):
+        Dia2Task(changed(config, data={"max_steps": 257}))
+    for wrong in ("temperature=-1", "cfg_scale=0", "count=0", "scripts=[' ']"):
+        with pytest.raises(ConfigError, match=rf"samples\.{wrong.split('=')[0]}: "):
+            read_config(Dia2TrainingConfig, small_run, [f"samples.{wrong}"])
+    with pytest.raises(ConfigError, match="loss.first_codebook_multiplier: must be finite"):
+        read_config(Dia2TrainingConfig, small_run, ["loss.first_codebook_multiplier=.inf"])
     with pytest.raises(ConfigError, match="microbatches: 3 do not divide data.rows 8"):
         read_config(Dia2TrainingConfig, small_run, ["microbatches=3"])
     with pytest.raises(ConfigError, match="lora: trains its adapters alone"):
