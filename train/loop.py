@@ -111,15 +111,16 @@ def train(
                     held_out = {name: float(x) for name, x in task.evaluate(state).items()}
                     require_finite(done, held_out)
                     hooks.metrics(done, held_out)
-            if _due(done, run.sample_every, last) and not interrupt.signal:
-                with meter.aside(metrics):
-                    hooks.samples(done, task.samples(state, done))
             save = interrupt.save or interrupt.signal or checkpoints.improves(held_out)
             if save or last or _due(done, run.save_every, last):
                 with meter.aside(metrics):
                     watch.check()
                     checkpoints.save(done, state, kept | {"totals": meter.totals}, held_out)
                     interrupt.saved()
+            # Behind the save: samples take long, and where they fail no step is lost.
+            if _due(done, run.sample_every, last) and not interrupt.signal:
+                with meter.aside(metrics):
+                    hooks.samples(done, task.samples(state, done))
             if interrupt.signal:
                 break
 

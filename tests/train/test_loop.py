@@ -215,6 +215,16 @@ def test_signal_stops_after_the_step_with_its_checkpoint(tmp_path: Path) -> None
     assert stored(tmp_path / "run", 3)["step"] == 3
 
 
+def test_samples_that_fail_lose_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: ToyTask, state: Any, step: int) -> Any:
+        raise ConfigError("no voice")
+
+    monkeypatch.setattr(ToyTask, "samples", fail)
+    with pytest.raises(ConfigError, match="no voice"):
+        go(make(tmp_path / "run", sample_every=2))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+
+
 def test_minutes_between_saves(tmp_path: Path) -> None:
     config = make(tmp_path / "run", save_every=0, save_minutes=1e-9, steps=3, keep=9)
     go(config)
