@@ -58,9 +58,10 @@ def train(
       NonFiniteError: a metric or a weight is NaN or infinite; that state is not saved.
     """
     run = config.run
-    folder = open_run_folder(config, resume=resume, overwrite=overwrite, force_config=force_config)
-    peak = measure_peak()
+    opened = open_run_folder(config, resume=resume, overwrite=overwrite, force_config=force_config)
     with ExitStack() as stack:
+        folder = stack.enter_context(opened)
+        peak = measure_peak()
         interrupt = stack.enter_context(Interrupt(run.save_minutes))
         checkpoints = stack.enter_context(
             Checkpoints(folder.checkpoints, keep=run.keep, best=run.best)

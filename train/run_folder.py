@@ -9,6 +9,7 @@ with the configuration that it was started with, but for what does not change it
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -16,7 +17,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import yaml
 
 import dia2_jax
 from dia2_jax.errors import ConfigError
+from train.command import warn
 from train.config import TrainingConfig, config_to_dict, flat
 from train.processes import barrier, is_leader
 
@@ -77,17 +80,20 @@ class RunFolder:
         return self.path / "export"
 
 
+@contextmanager
 def open_run_folder(
     config: TrainingConfig, *, resume: bool, overwrite: bool, force_config: bool
-) -> RunFolder:
+) -> Iterator[RunFolder]:
     """The folder of ``config.run``, made or checked, with ``config.yaml`` written.
+
+    While the context lasts, no other run on this machine can take the folder.
 
     To resume what does not exist yet starts it, so that a job that may be killed at any time can
     always be started by one command.
 
     Raises:
       ConfigError: the folder holds a run and neither way was chosen, or both; it holds something
-        else; or the configuration changed in what must not change.
+        else; another run is using it; or the configuration changed in what must not change.
     """
     folder = RunFolder(Path(config.run.folder))
     if resume and overwrite:
@@ -111,15 +117,17 @@ def open_run_folder(
         _refuse_changes(folder, config)
     # Every process has looked before the first one changes anything.
     barrier("run folder read")
-    if is_leader():
-        if exists and overwrite:
-            for name in _OWN:
-                _delete(folder.path / name)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
-        write_text(folder.config, text)
-    barrier("run folder made")
-    return folder
+    with ExitStack() as stack:
+        if is_leader():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_taken(folder.path))
+            if exists and overwrite:
+                for name in _OWN:
+                    _delete(folder.path / name)
+            text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+            write_text(folder.config, text)
+        barrier("run folder made")
+        yield folder
 
 
 def refuse_other_task(saved: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> None:
@@ -171,6 +179,32 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+@contextmanager
+def _taken(folder: Path) -> Iterator[None]:
+    """Hold the folder, so that a job that was started twice does not write into its own run.
+
+    The lock ends with the process, however that ends. It is asked of the folder itself, which some
+    network file systems refuse; runs are not kept apart there.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder}: another process is training in it; wait for it or stop it (SIGTERM "
+                "saves a checkpoint), or choose another run.folder"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def _refuse_changes(folder: RunFolder, config: TrainingConfig) -> None:
     try:
         old = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
@@ -182,6 +216,12 @@ def _refuse_changes(folder: RunFolder, config: TrainingConfig) -> None:
             "--force-config takes the one given"
         )
     changes = _changes(_fixed(old), _fixed(config_to_dict(config)))
+    before = flat(old).get("run.steps")
+    if before != config.run.steps and is_leader() and not changes:
+        warn(
+            f"run.steps was {before}, now {config.run.steps}: a learning rate that falls towards "
+            "the end of the run (cosine, wsd) goes on as that of the new length"
+        )
     if changes:
         raise ConfigError(
             f"{folder.config}: the run was started with another configuration: "

@@ -136,6 +136,30 @@ def test_foreign_folder_is_never_touched(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_two_runs_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make(tmp_path / "run", sample_every=4)
+    refused: list[str] = []
+
+    def start_again(self: ToyTask, state: Any, step: int) -> list[Any]:
+        for start in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(ConfigError) as caught:
+                go(config, **start)
+            refused.append(str(caught.value))
+        return []
+
+    monkeypatch.setattr(ToyTask, "samples", start_again)
+    go(config)
+    assert len(refused) == 2 and all("another process is training in it" in x for x in refused)
+    assert (
+        set(losses(tmp_path / "run")) == {1, 2, 3, 4} and "warning" not in capsys.readouterr().err
+    )
+    monkeypatch.undo()
+    go(make(tmp_path / "run", steps=5), resume=True)
+    assert "warning: run.steps was 4, now 5: a learning rate" in capsys.readouterr().err
+
+
 def test_resume_starts_what_was_killed_before_its_first_checkpoint(tmp_path: Path) -> None:
     assert go(make(tmp_path / "run", steps=1), resume=True).step == 1
 
