@@ -291,6 +291,45 @@ def test_settings_cannot_change_halfway(
     assert len(datasets.load_from_disk(str(out))) == 1
 
 
+def test_replacing_a_data_set_goes_on_after_an_interruption(
+    speech_model: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = write_folder(tmp_path / "in"), tmp_path / "data"
+    first = make_plan(folder, speech_model)
+    prepare(first, out)
+    second = make_plan(folder, speech_model, limits=Limits(max_drift=40))
+    with monkeypatch.context() as patch:
+        interrupt(patch, "between")
+        with pytest.raises(Killed):
+            prepare(second, out, overwrite=True)
+    assert prepare(first, out).already  # which leaves the other's unfinished work alone
+    asked: list[int] = []
+    count_rows(monkeypatch, asked)
+    prepare(second, out, overwrite=True)
+    assert asked == [2, 3, 4]
+    about = json.loads((out / "dia2_jax.json").read_text())
+    assert about["settings"]["limits"]["max_drift"] == 40
+    prepare(second, out, overwrite=True)  # once more: now nothing of the last time is taken
+    assert asked == [2, 3, 4, 0, 1, 2, 3, 4]
+
+
+def test_two_processes_do_not_work_on_the_same(speech_model: SpeechModel, tmp_path: Path) -> None:
+    plan, out = make_plan(write_folder(tmp_path / "in", count=1), speech_model), tmp_path / "data"
+    with Workshop(out).open(plan.settings(), overwrite=False, shared=True):
+        prepare(plan, out, share=(1, 2))  # shares may, next to each other
+        with pytest.raises(DataError, match=r"data\.preparing: another process is at work on it"):
+            prepare(plan, out)
+    with Workshop(out).open(plan.settings(), overwrite=False):
+        for options in ({"share": (1, 2)}, {"overwrite": True}, {}):
+            with pytest.raises(DataError, match="another process is at work on it"):
+                prepare(plan, out, **options)
+    prepare(plan, out)
+    # Nor is the work taken away from one that replaces a finished data set.
+    with Workshop(out).open(plan.settings(), overwrite=True):
+        assert prepare(plan, out).already
+        assert Workshop(out).path.is_dir()
+
+
 def test_nothing_of_anybody_else_is_touched(speech_model: SpeechModel, tmp_path: Path) -> None:
     plan = make_plan(write_folder(tmp_path / "in", count=1), speech_model)
     for name in ("data", "other.preparing"):
@@ -310,8 +349,8 @@ def test_nothing_of_anybody_else_is_touched(speech_model: SpeechModel, tmp_path:
 def test_every_row_is_somewhere(speech_model: SpeechModel, tmp_path: Path) -> None:
     plan = make_plan(write_folder(tmp_path / "in"), speech_model)
     workshop = Workshop(tmp_path / "data")
-    workshop.open({}, overwrite=False)
-    with pytest.raises(AssertionError, match="2 rows became 0 kept, 0 rejected"):
+    rows = pytest.raises(AssertionError, match="2 rows became 0 kept, 0 rejected")
+    with workshop.open({}, overwrite=False), rows:
         workshop.write(plan_shards(plan.rows, 2)[0], [], [])
     assert [path.name for path in workshop.path.iterdir()] == ["settings.json"]
 

@@ -148,16 +148,33 @@ def prepare(
     settings = plan.settings()
     shards = plan_shards(plan.rows, plan.shard_rows)
     finished, workshop = finished_with(out), Workshop(out)
-    if finished is not None and not overwrite:
-        if changed := changes(finished["settings"], settings):
+    if finished is not None:
+        changed = changes(finished["settings"], settings)
+        if not changed:
+            workshop.clear(settings)
+        if changed and not overwrite:
             raise DataError(
                 f"{out}: is a finished data set with other settings ({'; '.join(changed[:4])}"
                 f"{'; …' if len(changed) > 4 else ''}). Name another folder, or give --overwrite "
                 "to replace it"
             )
-        workshop.discard()  # killed between naming the data set and removing its shards
-        return Outcome(_totals_of(finished), (len(shards), len(shards)), already=True)
-    workshop.open(settings, overwrite=overwrite)
+        if not overwrite:
+            return Outcome(_totals_of(finished), (len(shards), len(shards)), already=True)
+    with workshop.open(settings, overwrite=overwrite, shared=share is not None):
+        have = _prepare_shards(plan, workshop, shards, share, progress)
+        if share is not None:
+            return Outcome(None, (have, len(shards)))
+        return Outcome(_finish(plan, workshop, settings, shards, license), (have, have))
+
+
+def _prepare_shards(
+    plan: Plan,
+    workshop: Workshop,
+    shards: Sequence[Shard],
+    share: tuple[int, int] | None,
+    progress: Progress | None,
+) -> int:
+    """Finish the shards of a share, or all; returns how many are finished now."""
     kept = rejected = 0
     for shard in shards:
         counts = workshop.counts(shard)
@@ -170,10 +187,7 @@ def prepare(
             counts = len(ready), len(refused)
         _further(progress, kept, rejected)(*counts)
         kept, rejected = kept + counts[0], rejected + counts[1]
-    have = sum(workshop.counts(shard) is not None for shard in shards)
-    if share is not None:
-        return Outcome(None, (have, len(shards)))
-    return Outcome(_finish(plan, workshop, settings, shards, license), (have, have))
+    return sum(workshop.counts(shard) is not None for shard in shards)
 
 
 def _further(progress: Progress | None, kept: int, rejected: int) -> Callable[[int, int], None]:

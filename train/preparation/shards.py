@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -98,33 +98,81 @@ class Workshop:
         self.out = out
         self.path = out.with_name(f"{out.name}.preparing")
 
-    def open(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    def open(
+        self, settings: Mapping[str, Any], *, overwrite: bool, shared: bool = False
+    ) -> IO[bytes]:
         """Begin, or go on where the same preparation was interrupted.
 
+        Args:
+          overwrite: remove unfinished work of other settings.
+          shared: others may work on their shares meanwhile.
+
+        Returns:
+          What keeps other processes out until it is closed.
+
         Raises:
-          DataError: what is there was begun with other settings, or is something else.
+          DataError: what is there was begun with other settings, or is something else, or another
+            process is at work on it.
         """
-        if self.path.exists():
-            before = _read_json(self.path / _SETTINGS)
-            if before is None:
-                if not self.path.is_dir() or any(self.path.iterdir()):
-                    raise DataError(
-                        f"{self.path}: is in the way and not of this program; move it, or name "
-                        "another folder for the data set"
-                    )
-            elif overwrite or (differences(before, settings) and not self._holds_rows()):
-                shutil.rmtree(self.path)
-            elif changed := differences(before, settings):
-                raise DataError(
-                    f"{self.path}: holds an unfinished preparation with other settings "
-                    f"({'; '.join(changed[:4])}{'; …' if len(changed) > 4 else ''}). Give the same "
-                    "settings to finish it, or --overwrite to begin anew"
-                )
+        before = _read_json(self.path / _SETTINGS)
+        empty = self.path.is_dir() and not any(self.path.iterdir())
+        if before is None and self.path.exists() and not empty:
+            raise DataError(
+                f"{self.path}: is in the way and not of this program; move it, or name another "
+                "folder for the data set"
+            )
+        self._begin(settings)
+        changed = differences(_read_json(self.path / _SETTINGS), settings)
+        lock = self._lock(shared=shared and not changed)
+        if changed and not overwrite and self._holds_rows():
+            lock.close()
+            raise DataError(
+                f"{self.path}: holds an unfinished preparation with other settings "
+                f"({'; '.join(changed[:4])}{'; …' if len(changed) > 4 else ''}). Give the same "
+                "settings to finish it, or --overwrite to begin anew"
+            )
+        if changed:
+            shutil.rmtree(self.path)
+            lock.close()
+            self._begin(settings)
+            lock = self._lock(shared=shared)
+        elif not shared:
+            for old in self.path.glob(".shard-*"):
+                shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
+        return lock
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        """The folder and its settings, unless they are there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not (self.path / _SETTINGS).exists():
-            temporary = self.path / f".{_SETTINGS}.{secrets.token_hex(4)}"
-            temporary.write_text(_json(settings), encoding="utf-8")
-            temporary.replace(self.path / _SETTINGS)
+        place = self.path / _SETTINGS
+        if place.exists():
+            return
+        temporary = self.path / f".{_SETTINGS}.{secrets.token_hex(4)}"
+        temporary.write_text(_json(settings), encoding="utf-8")
+        try:
+            os.link(temporary, place)  # of several processes that begin at once, one wins
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            temporary.replace(place)
+        temporary.unlink(missing_ok=True)
+
+    def _lock(self, *, shared: bool) -> IO[bytes]:
+        """Held until the file is closed; the system does that for a process that is killed."""
+        file = (self.path / _SETTINGS).open("r+b")
+        try:
+            import fcntl
+
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise DataError(
+                f"{self.path}: another process is at work on it; wait until it is done, or name "
+                "another folder for the data set"
+            ) from None
+        except (ImportError, OSError):
+            pass  # a system, or a file system, without locks
+        return file
 
     def counts(self, shard: Shard) -> tuple[int, int] | None:
         """Rows kept and rejected in a finished shard; None if it is not finished."""
@@ -141,8 +189,6 @@ class Workshop:
         count = shard.stop - shard.start
         if len(kept) + len(rejected) != count:
             raise AssertionError(f"{count} rows became {len(kept)} kept, {len(rejected)} rejected")
-        for old in self.path.glob(f".{self._place(shard).name}.*"):
-            shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
         temporary = self.path / f".{self._place(shard).name}.{secrets.token_hex(4)}"
         temporary.mkdir()
         if kept:  # `datasets` saves an empty data set in a form that it cannot load
@@ -212,6 +258,16 @@ class Workshop:
         """Remove the unfinished work, if there is any."""
         if _read_json(self.path / _SETTINGS) is not None:
             shutil.rmtree(self.path)
+
+    def clear(self, settings: Mapping[str, Any]) -> None:
+        """Remove what a process left that was killed when its data set had got its name.
+
+        Work of other settings, which is to replace that data set, stays; so does that of a
+        process that lives.
+        """
+        if _read_json(self.path / _SETTINGS) == settings:
+            with suppress(DataError), self._lock(shared=False):
+                self.discard()
 
     def _holds_rows(self) -> bool:
         found = [_read_json(path) for path in self.path.glob(f"shard-*/{_ABOUT}")]
