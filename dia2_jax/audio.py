@@ -249,7 +249,8 @@ def voiced_span(wave: Float[np.ndarray, " W"], rate: int) -> tuple[float, float]
     hop, window = max(1, rate // 100), max(2, rate // 50)
     if len(wave) < window:
         wave = np.pad(wave, (0, window - len(wave)))
-    power = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    wave = wave - np.median(wave).astype(np.float64)  # a recorder's constant offset is no sound
+    power = np.concatenate([[0.0], np.cumsum(np.square(wave))])
     starts = np.arange(0, len(wave) - window + 1, hop)
     level = 10 * np.log10((power[starts + window] - power[starts]) / window + 1e-12)
     loud, quiet = np.sort(level)[-min(10, len(level))], np.percentile(level, 5)

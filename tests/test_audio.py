@@ -324,3 +324,10 @@ def test_span_stays_inside_the_recording(seconds: float, rate: int) -> None:
     assert 0 <= start <= end <= len(wave) / rate
     if seconds > 0.1:
         assert end - start > seconds - 0.06
+
+
+def test_a_constant_offset_is_not_speech() -> None:
+    wave = silence(3) + np.float32(0.3)
+    assert audio.voiced_span(wave, RATE) == (0.0, 0.0)
+    wave[24_000:36_000] += tone(0.5)
+    assert audio.voiced_span(wave, RATE) == pytest.approx((1.0, 1.5), abs=0.03)

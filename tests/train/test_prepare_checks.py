@@ -13,13 +13,14 @@ from prepare_speech import speech
 
 from train.preparation.checks import (
     Limits,
+    check_channel,
     check_recording,
     check_span,
     check_text_rate,
     loudest_level,
 )
 from train.preparation.encode import encode_waves, pad_to_frames
-from train.preparation.recordings import as_recording, read_recording
+from train.preparation.recordings import as_recording, read_recording, to_mono
 from train.preparation.records import Recording, Rejected, TimedWord
 
 LIMITS = Limits()
@@ -67,6 +68,23 @@ def test_silence_is_the_loudest_tenth_of_a_second() -> None:
     tone = 0.5 * np.sqrt(2) * np.sin(2 * np.pi * 100 * np.arange(24_000) / 24_000)
     assert loudest_level(recording(tone)) == pytest.approx(-6.02, abs=0.01)
     assert loudest_level(recording(np.zeros(10))) == -120
+
+
+def test_an_offset_is_no_sound() -> None:
+    assert refused(np.full(72_000, 0.2)) == "silent"
+    assert refused(0.2 + 1e-4 * np.random.default_rng(0).standard_normal(72_000)) == "silent"
+
+
+def test_silence_is_that_of_the_channel_that_is_taken() -> None:
+    wave = speech()
+    for samples, channel in (([0 * wave, wave], "left"), ([wave, -wave], "mix")):
+        stereo = Recording(np.stack(samples, axis=1), 24_000)
+        check_recording(stereo, None, Limits(), "here")
+        mono = to_mono(stereo, channel, 24_000, "here")
+        with pytest.raises(Rejected, match=r"here: its sound .*--channel") as error:
+            check_channel(mono, 24_000, Limits(), "here")
+        assert error.value.reason == "silent"
+    check_channel(to_mono(stereo, "right", 24_000, "here"), 24_000, Limits(), "here")
 
 
 def test_text_of_another_length_than_the_speech() -> None:

@@ -85,12 +85,30 @@ def check_recording(recording: Recording, stated: float | None, limits: Limits, 
 
 
 def loudest_level(recording: Recording) -> float:
-    """RMS of the loudest tenth of a second of any channel, in dB of full scale; at least -120."""
+    """RMS of the loudest tenth of a second of any channel, in dB of full scale; at least -120.
+
+    A constant offset, which some recorders add, is no sound.
+    """
     window = min(len(recording.samples), max(1, recording.rate // 10))
-    power = np.cumsum(np.square(recording.samples, dtype=np.float64), axis=0)
+    sound = recording.samples - np.median(recording.samples, axis=0).astype(np.float64)
+    power = np.cumsum(np.square(sound), axis=0)
     power = np.concatenate([np.zeros_like(power[:1]), power])
     loudest = float(np.max(power[window:] - power[:-window])) / window
     return 10 * float(np.log10(max(loudest, 1e-12)))
+
+
+def check_channel(wave: Float[np.ndarray, " W"], rate: int, limits: Limits, name: str) -> None:
+    """Refuse a channel, or a mix in which the channels cancel, without sound.
+
+    Raises:
+      Rejected: all sound of the recording is elsewhere.
+    """
+    if loudest_level(Recording(wave[:, None], rate)) < limits.min_level:
+        raise Rejected(
+            "silent",
+            f"{name}: its sound is not in the channel that is taken, or its channels cancel each "
+            "other when they are mixed; see --channel",
+        )
 
 
 def check_text_rate(

@@ -20,7 +20,13 @@ from dia2_jax.errors import AlignmentError, DataError
 from dia2_jax.typing import Float
 from train.preparation.aligners import Aligner, WhisperAligner, time_words, transcript_words
 from train.preparation.card import Totals, data_card
-from train.preparation.checks import Limits, check_recording, check_span, check_text_rate
+from train.preparation.checks import (
+    Limits,
+    check_channel,
+    check_recording,
+    check_span,
+    check_text_rate,
+)
 from train.preparation.encode import encode_waves, pad_to_frames
 from train.preparation.model_files import SpeechModel
 from train.preparation.recordings import to_mono
@@ -237,6 +243,7 @@ def examine(plan: Plan, index: int, row: SourceRow) -> _Ready:
     check_recording(recording, item.seconds, limits, where)
     channel = item.channel if plan.channel == "auto" else plan.channel
     wave = to_mono(recording, channel, rate, where)
+    check_channel(wave, rate, limits, where)
     if not item.turns and plan.listener is not None:
         item = _listen(item, wave, rate, plan.listener)
     check_text_rate(transcript_words(item, tags), wave, rate, limits, where)
