@@ -193,6 +193,16 @@ def test_three_speakers_are_one_too_many() -> None:
     assert error.value.reason == "too_many_speakers"
 
 
+def test_any_speaker_tag_names_a_speaker() -> None:
+    words = written_words(Turn(text="[s1]Hi [S7] you [S1] there."), [])
+    assert [word.text for word in words] == ["Hi", "you", "there."]
+    timed = [TimedWord(word.text, 0.0, 1.0, word.speaker) for word in words]
+    assert speakers(timed) == "121"
+    words = written_words(Turn(text="[S1] a [S2] b [S3] c"), [])
+    with pytest.raises(Rejected, match=r"3 speakers \('\[S1\]', '\[S2\]', '\[S3\]'\)"):
+        speakers([TimedWord(word.text, 0.0, 1.0, word.speaker) for word in words])
+
+
 def test_tags_in_a_text_name_the_speakers_of_its_words() -> None:
     text = 'Well, [S2]Hello <break time="1s"/> you:\n[S1] (clears throat) Hi.'
     words = written_words(Turn(text=text, speaker="Anna"), ["(clears throat)"])

@@ -17,7 +17,8 @@ from dia2_jax.text.tokenizer import SPEAKER_TAGS
 from train.preparation.records import Rejected, TimedWord, Turn
 from train.preparation.spoken import spoken_forms
 
-_TAG = re.compile(r"\s*(" + "|".join(re.escape(tag) for tag in SPEAKER_TAGS) + r")\s*")
+#: A speaker's tag; those beyond [S2], which the model does not know, are speakers and no words too.
+_TAG = re.compile(r"\s*(\[S\d+\])\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def written_words(turn: Turn, sound_tags: Sequence[str]) -> list[WrittenWord]:
     for item in lexer.feed(text) + lexer.close():
         if not isinstance(item, Word):
             continue  # a pause: the times of the words say it
-        if item.text in SPEAKER_TAGS:
-            speaker = item.text
+        if _TAG.fullmatch(item.text):
+            speaker = item.text.upper()
         else:
             words.append(WrittenWord(item.text, speaker))
     return words
