@@ -25,6 +25,7 @@ from train.corpus_making import program
 from train.corpus_making.assembly import Unclear, phoneme_targets, record
 from train.corpus_making.bpe import train_tokenizer, write_tokenizer
 from train.corpus_making.config import CorpusConfig, TokenizerConfig, VoiceConfig
+from train.corpus_making.piper import _timed
 from train.corpus_making.pools import Turn
 from train.corpus_making.program import make_corpus
 from train.corpus_making.scripts import Item
@@ -83,6 +84,24 @@ def test_joined_and_cut_words_are_told_apart() -> None:
 def test_words_that_were_not_spoken_are_noticed() -> None:
     assert word_times(["hello", "there"], ["hɛloʊ", "ðɛɹ"], phonemes("aɪ wɪl biː")) is None
     assert word_times(["a", "-"], ["eɪ", ""], phonemes("eɪ")) is None
+
+
+def test_durations_of_piper_become_phonemes() -> None:
+    symbols = list("hˈoʊ, ʌvðə") + ["ː", "."]
+    seconds = np.full(len(symbols) + 2, 0.1)  # begin, each symbol, end
+    found, group = _timed(symbols, seconds, 1.0, 4)
+    times = [(p.symbol, p.group, round(p.start, 3), round(p.end, 3)) for p in found if p.base]
+    assert times == [
+        ("h", 4, 1.1, 1.2),
+        ("ˈo", 4, 1.2, 1.4),  # a stress mark's time is its vowel's
+        ("ʊ", 4, 1.4, 1.5),
+        ("ʌ", 5, 1.7, 1.8),
+        ("v", 5, 1.8, 1.9),
+        ("ð", 5, 1.9, 2.0),
+        ("əː", 5, 2.0, 2.2),
+    ]
+    assert group == 6
+    assert found[-1].end == pytest.approx(1.0 + seconds.sum())
 
 
 # ----------------------------------------------------------------------------------------- assembly

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ _RELEASE, _FADE = 0.08, 0.02
 #: Faint noise under everything, in dB below full scale: no recording is digitally silent.
 _FLOOR = -75.0
 _PEAK = 0.95
+
+_Timed = TypeVar("_Timed", SpokenWord, Phoneme)
 
 
 class Unclear(Exception):
@@ -144,5 +147,5 @@ def _cut(spoken: Utterance, begin: float, end: float, config: CorpusConfig) -> n
     return part
 
 
-def _later(timed, by):  # type: ignore[no-untyped-def]  # a word or a phoneme
+def _later(timed: _Timed, by: float) -> _Timed:
     return replace(timed, start=max(timed.start + by, 0.0), end=timed.end + by)

@@ -70,6 +70,10 @@ def _clock(match: re.Match[str]) -> str:
     return f"{_number_words(str(hour))} {'oh ' * (minute < 10)}{_number_words(str(minute))}{half}"
 
 
+class _Doubtful(Exception):
+    """Why a text cannot be read out."""
+
+
 class Cleaner:
     """Cleans with the words of a lexicon; counts what it leaves out, and why."""
 
@@ -79,12 +83,19 @@ class Cleaner:
 
     def sentences(self, text: str) -> list[str] | None:
         """The sentences of a text; None if any of it cannot be read out as it stands."""
+        try:
+            return self._sentences(text)
+        except _Doubtful as reason:
+            self.left_out[str(reason)] += 1
+            return None
+
+    def _sentences(self, text: str) -> list[str]:
         text = text.replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
         text = re.sub(r"\s+", " ", text).strip()
         if "http" in text or "www." in text or "@" in text or len(text) > 400:
-            return self._refuse("address or length")
+            raise _Doubtful("address or length")
         if _COARSE.search(text):
-            return self._refuse("coarse")
+            raise _Doubtful("coarse")
         text = _LAUGHTER.sub("", text)
         text = re.sub(r'(?<!\w)"|"(?!\w)|``|\'\'|(?<!\w)`|[*~]', "", text)
         text = re.sub(r"\s*(?:--+|—|–|;| - )\s*", ", ", text)
@@ -92,16 +103,16 @@ class Cleaner:
         text = re.sub(r"([?!])[?!]+", r"\1", text)
         text = _MONEY.sub(lambda m: f"${m[1]} and {m[2]} cents", text)
         text = _CLOCK.sub(_clock, text).replace("&", " and ").replace(":", ",")
-        text = _NUMBER.sub(lambda m: f" {_number_words(m[0])}".rjust(1), text)
+        text = _NUMBER.sub(lambda m: f" {_number_words(m[0])}", text)
         text = re.sub(r"\s+([,.?!])", r"\1", re.sub(r"\s+", " ", text)).strip(" ,'")
         if _ODD.search(text):
-            return self._refuse("odd characters")
+            raise _Doubtful("odd characters")
         parts = [self._sentence(part) for part in _ENDS.split(text) if words_of(part)]
-        if not parts or any(part is None for part in parts):
-            return None
-        return [part for part in parts if part is not None]
+        if not parts:
+            raise _Doubtful("no words")
+        return parts
 
-    def _sentence(self, text: str) -> str | None:
+    def _sentence(self, text: str) -> str:
         end = text[-1] if text[-1] in ".?!" else ""
         written: list[str] = []
         for token in text.rstrip(" .?!,").split():
@@ -111,17 +122,17 @@ class Cleaner:
             comma = "," if token.endswith(",") else ""
             inner = _SLIPS.get(bare.lower(), bare) if bare not in _INITIALS else bare
             if "." in inner or "," in inner or "?" in inner or "!" in inner:
-                return self._refuse("punctuation inside a word")
+                raise _Doubtful("punctuation inside a word")
             capitals = sum(c.isupper() for c in inner)
             if inner not in _INITIALS:
                 if capitals > 1 and not inner.startswith(("Mc", "Mac", "O'")):
-                    return self._refuse("capitals")
+                    raise _Doubtful("capitals")
                 for word in inner.lower().split():
                     if word not in ("i", "a", "mister", "missus") and not self._known(word):
-                        return self._refuse("unknown word")
+                        raise _Doubtful("unknown word")
             written.append(inner + comma)
         if not written:
-            return self._refuse("no words")
+            raise _Doubtful("no words")
         sentence = " ".join(written).rstrip(",")
         if not end:
             end = "?" if _ASKS.search(sentence) else "."
@@ -129,6 +140,3 @@ class Cleaner:
 
     def _known(self, word: str) -> bool:
         return self._lexicon.knows(word)
-
-    def _refuse(self, why: str) -> None:
-        self.left_out[why] += 1

@@ -54,9 +54,9 @@ def word_times(
     for place, other in pairs:
         if other is not None:
             owner = column[other][0]
-        number = None if place is None else row[place]
-        if number is not None:
-            members[owner or 0].append(number)
+        which = None if place is None else row[place]
+        if which is not None:
+            members[owner or 0].append(which)
     if not all(members):
         return None
     return [(heard[mine[0]].start, heard[mine[-1]].end) for mine in members]
