@@ -328,23 +328,28 @@ class Dia2Task:
         params = self.merged(state)
         trained = {path: _fetched(leaf) for path, leaf in self._spoken(state).items()}
         if jax.process_index() == 0:
-            export_model(self.start, params, folder)
-            if self.config.lora is not None:
-                lora.save_adapters(
-                    folder / "adapters.safetensors",
-                    trained,
-                    self.config.lora,
-                    {"start": self.config.model.start, "step": int(state["step"])},
-                )
+            with export_model(self.start, params, folder) as staged:
+                if self.config.lora is not None:
+                    lora.save_adapters(
+                        staged / "adapters.safetensors",
+                        trained,
+                        self.config.lora,
+                        {"start": self.config.model.start, "step": int(state["step"])},
+                    )
 
     def merged(self, state: State) -> dict[str, np.ndarray]:
         """All parameters of the model as it would be exported, float32, on the host."""
-        params = self._spoken(state)
-        if self.config.lora is None:
-            everything = combine(params, self._frozen())
-        else:
-            everything = lora.merge(self._frozen(), params, self.config.lora)
-        return {path: _fetched(leaf) for path, leaf in everything.items()}
+        params, settings = self._spoken(state), self.config.lora
+        if settings is None:
+            return {p: _fetched(leaf) for p, leaf in combine(params, self._frozen()).items()}
+        lora.check_adapters(params, self._frozen(), settings, "the run")
+        # One at a time: merged targets of 2B parameters would take 6 GB of a device beside the run.
+        everything = {}
+        for path, leaf in self._frozen().items():
+            stem = path.removesuffix(".weight")
+            own = {p: params[p] for p in (f"{stem}.lora_a", f"{stem}.lora_b") if p in params}
+            everything[path] = _fetched(lora.merge({path: leaf}, own, settings)[path])
+        return everything
 
     def _spoken(self, state: State) -> dict[str, Array]:
         """The parameters that are evaluated and exported: the EMA where there is one."""

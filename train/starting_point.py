@@ -6,7 +6,8 @@ import json
 import math
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -116,8 +117,11 @@ def source_of(weights: Path | None) -> SourceInfo | None:
     return SourceInfo(dia2.LAYOUT, dtypes, file.metadata)
 
 
-def export_model(start: StartingPoint, params: Mapping[str, Any], folder: Path) -> None:
+@contextmanager
+def export_model(start: StartingPoint, params: Mapping[str, Any], folder: Path) -> Iterator[Path]:
     """Write a folder in the published layout, whole or not at all; an older one is replaced.
+
+    The context is the folder before it gets its name, for what else belongs into it.
 
     ``params`` are float32; a checkpoint that began as bfloat16 is exported as float32, since its
     masters have moved on.
@@ -149,6 +153,7 @@ def export_model(start: StartingPoint, params: Mapping[str, Any], folder: Path) 
         beside = start.tokenizer_file.parent / name
         if beside.is_file():
             shutil.copyfile(beside, staged / name)
+    yield staged
     checkpoint.replace_folder(staged, folder)
 
 

@@ -140,6 +140,19 @@ def test_frozen_parts_keep_their_bits_and_the_average_is_exported(
         assert not np.array_equal(leaf, state["params"][path])
 
 
+def test_an_export_lacks_nothing_or_is_not_there(
+    adapted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError("no space left")
+
+    task, state, _ = adapted
+    monkeypatch.setattr("train.lora.save_adapters", fail)
+    with pytest.raises(OSError, match="no space"):
+        task.export(state, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_is_exported_where_its_data_is_not(pretrained: Any, adapted: Any) -> None:
     task, state, _ = adapted
     folder = pretrained[0].parent / "away"
