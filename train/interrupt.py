@@ -13,6 +13,9 @@ from types import FrameType, TracebackType
 from train.processes import Agreement, is_leader
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Seconds in which a second signal is the first one's echo: `timeout`, launchers and terminals
+#: signal a process and its group.
+_ECHO = 0.1
 _TEXT = b"\nstopping after this step, with a checkpoint; a second signal stops at once\n"
 
 
@@ -39,6 +42,7 @@ class Interrupt:
         self._agree = Agreement()
         self._before: dict[int, object] = {}
         self._received = 0
+        self._first = 0.0
 
     def poll(self) -> None:
         """Once a step: sets :attr:`signal` (its number or 0) and :attr:`save`."""
@@ -51,11 +55,13 @@ class Interrupt:
         self._saved = time.monotonic()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._received and time.monotonic() - self._first < _ECHO:
+            return
         if self._received:
             # Nothing is cleaned up, which a run survives: what is unfinished has another name.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._received = number
+        self._received, self._first = number, time.monotonic()
         os.write(2, _TEXT)
 
     def __enter__(self) -> Interrupt:
