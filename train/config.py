@@ -82,6 +82,11 @@ class RunConfig:
             "best",
             f"{self.best!r} is never measured: set evaluate_every too",
         )
+        require(
+            self.best is None or self.best.startswith("validation/"),
+            "best",
+            f"{self.best!r} is no validation metric, such as validation/loss",
+        )
 
 
 @dataclass(frozen=True, config=STRICT)

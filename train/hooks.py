@@ -248,16 +248,22 @@ class WeightsAndBiases:
             identity.parent.mkdir(exist_ok=True)
             write_text(identity, secrets.token_hex(4))
         self._wandb: Any = wandb
-        self._run: Any = wandb.init(
-            mode=mode,
-            project=chosen.project,
-            name=chosen.name or folder.name,
-            job_type=task,
-            id=identity.read_text(encoding="utf-8"),
-            resume="allow" if mode == "online" else None,
-            dir=str(folder),
-            config=config,
-        )
+        try:
+            self._run: Any = wandb.init(
+                mode=mode,
+                project=chosen.project,
+                name=chosen.name or folder.name,
+                job_type=task,
+                id=identity.read_text(encoding="utf-8"),
+                resume="allow" if mode == "online" else None,
+                dir=str(folder),
+                config=config,
+            )
+        except Exception as error:  # No network, a wrong key, a project of somebody else.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                f"run.hooks.wandb: the run cannot be logged there ({reason}); set mode: offline"
+            ) from error
 
     def metrics(self, step: int, values: Values) -> None:
         self._run.log(dict(values), step=step)

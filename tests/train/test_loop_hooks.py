@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,18 @@ def test_wandb_without_a_key_is_offline_and_says_so(
     with Hooks(config, RunFolder(tmp_path), start=0, task="toy"):
         assert wandb.options["mode"] == "online"
     assert capsys.readouterr().err == ""
+
+
+def test_wandb_that_refuses_the_run_is_one_line(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise RuntimeError("permission denied\nfor project x")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    config = make(tmp_path, wandb={"mode": "offline"})
+    with pytest.raises(ConfigError, match=r"\(permission denied\); set mode: offline$"):
+        Hooks(config, RunFolder(tmp_path), start=0, task="toy")
 
 
 def test_wandb_disabled_is_not_even_imported(
@@ -230,6 +243,19 @@ def test_first_bad_step_is_remembered_and_a_loss_is_named_first() -> None:
     watch.add(3, {"accuracy": np.float32("nan"), "loss": np.float32(1)})
     with pytest.raises(FloatingPointError, match=r"^step 2: loss is NaN or infinite"):
         watch.check()
+
+
+def test_an_echo_of_the_first_signal_is_no_second_one() -> None:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Interrupt() as interrupt:
+            for _ in range(2):  # as `timeout` sends it, to the process and to its group
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.001)  # the first one is handled
+            interrupt.poll()
+            assert interrupt.signal == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_ignored_signals_stay_ignored() -> None:

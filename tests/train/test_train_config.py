@@ -70,6 +70,7 @@ def test_one_error_names_all_problems_with_the_nearest_name(path: Path) -> None:
         ("run.steps='8'", "run.steps"),
         ("run.seed=-1", "run.seed: must be in 0"),
         ("run.save_minutes=.inf", "run.save_minutes"),
+        ("run={evaluate_every: 2, best: loss}", "run.best: 'loss' is no validation metric"),
         ("run.best=loss", "run.best: 'loss' is never measured: set evaluate_every too"),
         ("run.hooks.wandb.mode=of", "'online', 'offline' or 'disabled'"),
         ("mesh.fsdp=-1", "only one axis can be -1"),
