@@ -12,6 +12,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from dia2_jax.sharding import constrain
 from dia2_jax.typing import Array, Float, Int
 
 #: Up to this many rows a product is bound by reading the weights, not by arithmetic.
@@ -94,4 +95,6 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(init(rngs.params(), (entries, width), param_dtype))
 
     def __call__(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        return self.weight[...][ids]
+        # Rows are looked up in a table whose width is whole: split over fsdp, every device would
+        # first compute its part of the row for all rows of the batch.
+        return constrain(self.weight[...], "V .")[ids]
