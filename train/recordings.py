@@ -120,6 +120,12 @@ class RowBuilder:
                 f"{recordings.folder} holds {recordings.codebooks} codebooks, the model has "
                 f"{config.data.codebooks}: prepare the data for this model"
             )
+        size = recordings.manifest.get("codebook_size", 0)
+        if size > config.data.depth_vocab_size:
+            raise DataError(
+                f"{recordings.folder} holds codes below {size}, the model knows those below "
+                f"{config.data.depth_vocab_size}: prepare the data with this model's codec"
+            )
         self.recordings, self.tokenizer, self.config = recordings, tokenizer, config
         self._aligned = functools.lru_cache(_ALIGNMENTS)(self._align)
 

@@ -181,6 +181,9 @@ def test_what_does_not_fit_is_refused(
     narrow = write_recordings(tmp_path / "two", count=2, codebooks=2)
     with pytest.raises(DataError, match=r"holds 2 codebooks, the model has 3"):
         Dia2Task(changed(config, data={"train": str(narrow)}))
+    large = write_recordings(tmp_path / "large", count=2, codes=65)
+    with pytest.raises(DataError, match=r"holds codes below 65, the model knows those below 64"):
+        Dia2Task(changed(config, data={"train": str(large)}))
     with pytest.raises(DataError, match=r"no prepared data set.*train\.prepare"):
         Dia2Task(changed(config, data={"train": str(tmp_path)}))
     with pytest.raises(ConfigError, match="frozen: 'nothing.*' matches no parameter"):
