@@ -8,6 +8,7 @@ The stages are in `train.preparation`; here are the options and what the user re
 from __future__ import annotations
 
 import dataclasses
+import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from dia2_jax.cli.options import Finite
+from dia2_jax.errors import DataError
 from train.command import FailedRun, Program
 from train.preparation.aligners import ALIGNERS, WhisperAligner
 from train.preparation.checks import Limits
@@ -217,6 +219,13 @@ def main(source: str, out: Path, **options: Any) -> None:
             outcome = _run(source, out, columns, limits, **options)
     except NothingKept as error:
         raise FailedRun(str(error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{out}.preparing: {error.strerror}; free some space and run the same command again: "
+            "what is finished stays"
+        ) from error
     except KeyboardInterrupt:
         click.echo(f"run the same command again to go on with {out}.preparing", err=True)
         raise

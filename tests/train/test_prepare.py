@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -371,6 +372,25 @@ def test_when_nothing_can_be_kept_it_says_so_and_may_be_tried_again(
     assert not Path("data").exists()
     again = program("in", "data", "--model", "tiny", "--aligner", "estimate", "--max-drift", 50)
     assert again.exit_code == 0, again.output
+
+
+def test_a_full_disk_says_where_and_what_to_do(
+    program: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(Path("in"))
+    command = ("in", "data", "-m", "tiny", "--aligner", "estimate", "--max-drift", 50)
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patch.setattr(datasets.Dataset, "save_to_disk", lambda *_: raise_error(full))
+        result = program(*command)
+    assert result.exit_code == 2
+    assert result.output.startswith("error: data.preparing: No space left on device; free some")
+    assert not Path("data").exists() and not list(Path("data.preparing").glob("shard-*"))
+    assert program(*command).exit_code == 0
+
+
+def raise_error(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(
