@@ -219,7 +219,8 @@ def test_more_hours_add_to_what_is_there(config: CorpusConfig, tmp_path: Path) -
     make_corpus(config, out)
     before = contents(out / "shards")
     lines = (out / "train.jsonl").read_text()
-    longer = replace(config, size=replace(config.size, hours=0.015))
+    size, voice = replace(config.size, hours=0.015), replace(config.voice, threads=2)
+    longer = replace(config, size=size, voice=voice)
     assert make_corpus(longer, out)["train"].seconds >= 54
     after = contents(out / "shards")
     assert {name: after[name] for name in before} == before and len(after) > len(before)

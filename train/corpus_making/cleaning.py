@@ -79,6 +79,7 @@ class Cleaner:
 
     def __init__(self, lexicon: Lexicon) -> None:
         self._lexicon = lexicon
+        self._found: dict[str, bool] = {}
         self.left_out: Counter[str] = Counter()
 
     def sentences(self, text: str) -> list[str] | None:
@@ -139,4 +140,6 @@ class Cleaner:
         return sentence[0].upper() + sentence[1:] + end
 
     def _known(self, word: str) -> bool:
-        return self._lexicon.knows(word)
+        if word not in self._found:
+            self._found[word] = self._lexicon.knows(word)
+        return self._found[word]
