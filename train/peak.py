@@ -16,8 +16,14 @@ def measure_peak() -> float:
     """Floating-point operations a second of large fp32 matrix products, over all devices.
 
     The best of several products (2·n³ operations each) on one device of each process. The CPU's
-    devices share its cores, so one of them has them all; other devices are counted.
+    devices share its cores, so one of them has them all; other devices are counted. All processes
+    must call it together.
     """
+    return sum(gather(measure_local_peak()))
+
+
+def measure_local_peak() -> float:
+    """The same over the devices of this process alone."""
     on_cpu = jax.default_backend() == "cpu"
     size = 1024 if on_cpu else 8192
     product = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
@@ -28,4 +34,4 @@ def measure_peak() -> float:
         product(matrix).block_until_ready()
         best = min(best, time.perf_counter() - start)
     devices = 1 if on_cpu else jax.local_device_count()
-    return sum(gather(devices * 2 * size**3 / best))
+    return devices * 2 * size**3 / best

@@ -35,7 +35,7 @@ import numpy as np
 from dia2_jax import sharding
 from train.command import note
 from train.flops import training_flops
-from train.peak import measure_peak
+from train.peak import measure_local_peak
 from train.processes import is_leader
 
 if TYPE_CHECKING:
@@ -274,7 +274,9 @@ def step_time(plan: Plan, task: Dia2Task) -> list[str]:
     devices = task.mesh.devices
     kind = devices.flat[0].device_kind
     if devices.flat[0].platform == "cpu":
-        peak, share, what = measure_peak(), CPU_UTILISATION, "the fp32 matmul peak measured here,"
+        # Of this process: only the first one prints a plan. The others' CPUs count as equal.
+        peak = measure_local_peak() * jax.process_count()
+        share, what = CPU_UTILISATION, "the fp32 matmul peak measured here,"
         unit = f"{peak / 1e9:.0f} GFLOP/s"
     else:
         one = next((peak for name, peak in PEAKS.items() if name in kind), None)

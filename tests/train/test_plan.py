@@ -147,7 +147,7 @@ def test_a_plan_is_printed_at_once(small_run, capsys) -> None:
 def test_step_time_and_xlas_analysis_are_printed(small_run, monkeypatch) -> None:
     task = make_task(small_run)
     found = plan.estimate(task)
-    monkeypatch.setattr(plan, "measure_peak", lambda: 2e9)
+    monkeypatch.setattr(plan, "measure_local_peak", lambda: 2e9)
     printed = "\n".join(plan.table(found, task, compiled=2 * found.total))
     assert "XLA's analysis; estimate 0.50 of it" in printed
     assert f"step time    {found.flops / 1e9:.3g} s (computed: 50% of the fp32" in printed
