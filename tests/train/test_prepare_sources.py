@@ -130,6 +130,17 @@ def test_the_fingerprint_follows_transcripts_and_audio(tmp_path: Path) -> None:
     assert len({first, second, FolderSource(tmp_path).fingerprint()}) == 3
 
 
+def test_the_fingerprint_sees_audio_of_the_same_size(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    rng = np.random.default_rng(0)
+    found = set()
+    for gain in (0.1, 0.2):  # as normalising the level does
+        soundfile.write(tmp_path / "a.wav", gain * rng.uniform(-1, 1, 24_000), 24_000)
+        found.add((FolderSource(tmp_path).fingerprint(), (tmp_path / "a.wav").stat().st_size))
+    (first, size), (second, same) = sorted(found)
+    assert size == same and first != second
+
+
 # ----------------------------------------------------------------------------------------- manifest
 
 
