@@ -18,7 +18,13 @@ from dia2_jax.typing import Array, Int
 
 def fingerprints_of(named: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
     """For each array a number that depends on every bit, and whether all values are finite."""
-    results = {name: _fingerprint(jnp.asarray(leaf)) for name, leaf in named.items()}
+    results = {}
+    for name, leaf in named.items():
+        results[name] = _fingerprint(jnp.asarray(leaf))
+        if jax.process_count() > 1:
+            # Several devices of a process on a CPU run what is under way in an order of their own,
+            # and wait for each other's collectives for ever.
+            jax.block_until_ready(results[name])
     return {
         name: (int(value), bool(finite))
         for name, (value, finite) in jax.device_get(results).items()
