@@ -32,10 +32,14 @@ def join(distributed: str | None) -> None:
     Raises:
       ConfigError: a malformed address, or processes that do not come.
     """
-    if distributed is None:
-        return
     import jax
 
+    # A CPU runs programs that do not depend on one another at once, in whatever order, on a few
+    # threads. Their collectives would wait for one another, and for those of other programs in
+    # other devices and processes, for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if distributed is None:
+        return
     options: dict[str, Any] = {}
     if distributed != "auto":
         parts = distributed.split(",")

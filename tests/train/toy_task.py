@@ -168,6 +168,7 @@ class ToyTask:
 @run_options
 def main(config_path: str, overrides: tuple[str, ...], plan: bool, **start: bool) -> None:
     """Train the toy."""
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # as train.distributed.join does
     config = read_config(ToyConfig, config_path, overrides)
     if plan:
         click.echo("small")
