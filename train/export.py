@@ -37,6 +37,11 @@ def task_of(name: str, raw: dict[str, Any], where: str) -> Task:
     return Dia2Task(validate(Dia2TrainingConfig, raw, where), name, data=False)
 
 
+def _replaceable(out: Path) -> bool:
+    """Whether a folder is empty, or holds a checkpoint in the published layout."""
+    return out.is_dir() and ((out / "config.json").is_file() or not any(out.iterdir()))
+
+
 @click.command(cls=Program)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -46,7 +51,7 @@ def task_of(name: str, raw: dict[str, Any], where: str) -> Task:
     help="Which checkpoint: the one after step N, or of the best validation metric (run.best of "
     "its configuration); the newest by default.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace what OUT holds.")
+@click.option("--overwrite", is_flag=True, help="Replace the checkpoint that OUT holds.")
 def main(run: Path, out: Path, step: str | None, overwrite: bool) -> None:
     """Write the weights of a checkpoint of RUN to the folder OUT, in the published layout.
 
@@ -60,6 +65,10 @@ def main(run: Path, out: Path, step: str | None, overwrite: bool) -> None:
         raise ConfigError(f"--step {step!r}: expected a number of steps, or best")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists; choose another folder or pass --overwrite")
+    if out.exists() and not _replaceable(out):
+        raise ConfigError(
+            f"{out}: is no exported checkpoint, so it is not replaced; choose another"
+        )
     wanted: Any = int(step) if step is not None and step.isdigit() else step
     nested, metadata = load_for_export(run, wanted, parts=("step", "params", "ema", "codebooks"))
     # A task's parameters are a flat dict of dotted names.

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from dia2_jax import checkpoint
 from dia2_jax.convert.api import convert
 from dia2_jax.convert.safetensors_io import SafetensorsFile
 from dia2_jax.errors import ConfigError, DataError
+from train import export
 from train.config import config_to_dict, read_config
 from train.dia2_config import Dia2TrainingConfig, ModelSource
 from train.dia2_task import Dia2Task
@@ -238,3 +240,11 @@ def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-2] ^= 1
     file.write_bytes(content)
+
+
+def test_an_export_replaces_checkpoints_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = CliRunner().invoke(export.main, [str(tmp_path / "run"), str(tmp_path), "--overwrite"])
+    assert done.exit_code == 2
+    assert "is no exported checkpoint, so it is not replaced" in done.output
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
