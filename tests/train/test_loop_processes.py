@@ -175,7 +175,7 @@ def test_resumes_on_another_mesh(tmp_path: Path, start: Start) -> None:
     config = read_config(ToyConfig, path, ["run.steps=3"])
     train(ToyTask(config), config)
     flags = "--xla_force_host_platform_device_count=8"
-    status, errors = finish(start(path, "mesh.fsdp=4", "--resume", XLA_FLAGS=flags))
+    status, errors = finish(start(path, "mesh.fsdp=4", "--resume", XLA_FLAGS=flags, NPROC="32"))
     assert status == 0, errors
     for name, leaf in stored(path, folder).items():
         np.testing.assert_allclose(leaf, before[name], rtol=1e-6, atol=1e-6, err_msg=name)

@@ -33,13 +33,15 @@ RESUMED = [f"resume on {mesh}, step {step}" for mesh in ("8 fsdp", "2 x 2 x 2") 
 @pytest.fixture(scope="module")
 def report(small_run: Path) -> dict[str, Any]:
     # Eight devices on few cores meet late; XLA gives up after 40 seconds otherwise. The programs
-    # run one after another, as `train.distributed.join` has it.
+    # run one after another, as `train.distributed.join` has it, on threads to spare (XLA reads
+    # NPROC): with one for each device, one that is late to come free leaves seven waiting for ever.
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
     flags = f"--xla_force_host_platform_device_count=8 {patience} {FAST_COMPILE}"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": flags,
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
+        "NPROC": "32",
     }
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("mesh_cases.py")), str(small_run)],
