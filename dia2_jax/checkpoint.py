@@ -13,7 +13,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,24 @@ def restore(
             leaves[name] = type(leaf)(leaves[name])
     tree = _nest(leaves, path) if treedef is None else unflatten_tree(treedef, leaves)
     return tree, dict(document["metadata"])
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that becomes `path`, replacing what is there, when the context ends well.
+
+    After an error nothing of it is left, and `path` is as it was.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    try:
+        yield staged
+        replace_folder(staged, path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def replace_folder(staged: Path, path: Path) -> None:

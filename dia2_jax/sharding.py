@@ -162,6 +162,16 @@ def host_rows(mesh: Mesh, rows: int) -> range:
     return found
 
 
+def place_rows(batch: Mapping[str, np.ndarray], mesh: Mesh, rows: int) -> dict[str, Array]:
+    """This host's rows (:func:`host_rows`) as their part of global arrays of ``rows`` rows."""
+    return {
+        name: jax.make_array_from_process_local_data(
+            batch_sharding(mesh, rows, leaf.ndim), leaf, (rows, *leaf.shape[1:])
+        )
+        for name, leaf in batch.items()
+    }
+
+
 @contextmanager
 def bound(mesh: Mesh | None) -> Iterator[None]:
     """What is traced inside splits its activations over ``mesh``."""

@@ -212,13 +212,7 @@ class Dia2Task:
 
     def _place(self, batch: dict[str, np.ndarray]) -> dict[str, Array]:
         """This host's rows as their part of the global arrays."""
-        rows = self.config.data.rows
-        return {
-            name: jax.make_array_from_process_local_data(
-                sharding.batch_sharding(self.mesh, rows, leaf.ndim), leaf, (rows, *leaf.shape[1:])
-            )
-            for name, leaf in batch.items()
-        }
+        return sharding.place_rows(batch, self.mesh, self.config.data.rows)
 
     def _model(self, params: dict[str, Array], frozen: dict[str, Array]) -> Any:
         everything = combine(params, frozen)
@@ -306,8 +300,6 @@ class Dia2Task:
             batch = self._place(self.validation[step])
             part = self._evaluate(self._spoken(state), self._frozen(), batch)
             total = part if total is None else jax.tree.map(jnp.add, total, part)
-        if total is None:
-            return {}
         sums, counts = total
         result = metrics(sums, counts, self.config.loss)
         return {f"validation/{name}": float(value) for name, value in result.items()}

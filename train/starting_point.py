@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 
 from dia2_jax import checkpoint, hub
 from dia2_jax.config import Dia2Config, config_to_dict, load_dia2_config
@@ -24,10 +23,11 @@ from dia2_jax.convert import dia2
 from dia2_jax.convert.load import SourceInfo, export_params, load_weights
 from dia2_jax.convert.models import abstract_dia2
 from dia2_jax.convert.safetensors_io import dtype_name, open_safetensors
-from dia2_jax.errors import ConfigError, HubError
+from dia2_jax.errors import HubError
 from dia2_jax.text.tokenizer import Tokenizer
 from dia2_jax.typing import Array
 from train.dia2_config import ModelSource
+from train.shapes import read_shape_file
 
 #: Standard deviation of fresh embedding tables.
 _EMBEDDING_SCALE = 0.02
@@ -72,7 +72,7 @@ def find_start(source: ModelSource) -> StartingPoint:
             config, tokenizer, tokenizer_file, files.weights, files.mimi, files.config
         )
     assert source.config is not None and source.tokenizer is not None
-    config = _read_shape(Path(source.config))
+    config = read_shape_file(Path(source.config), load_dia2_config, "model.config")
     tokenizer_file = _tokenizer_file(source.tokenizer)
     tokenizer = Tokenizer.from_file(tokenizer_file, config.data)
     mimi = None
@@ -126,35 +126,27 @@ def export_model(start: StartingPoint, params: Mapping[str, Any], folder: Path) 
     ``params`` are float32; a checkpoint that began as bfloat16 is exported as float32, since its
     masters have moved on.
     """
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
     _, abstract = abstract_dia2(start.config)
     _, treedef = checkpoint.flatten_tree(abstract)
     tree = checkpoint.unflatten_tree(treedef, dict(params))
     info = source_of(start.weights)
-    export_params(tree, dia2.TABLE, staged / hub.WEIGHTS, info, dtype=jnp.float32)
     if start.config_file is not None:
         raw = json.loads(start.config_file.read_text(encoding="utf-8"))
     else:
         raw = config_to_dict(start.config)
-    mimi = start.mimi
-    if mimi is not None:
-        _copy_codec(mimi, staged / "mimi")
-        # The codec is the one in the folder now, wherever it came from.
-        if isinstance(raw.get("assets"), dict):
-            raw["assets"] = {**raw["assets"], "mimi": None}
     if isinstance(raw.get("assets"), dict):
-        raw["assets"] = {**raw["assets"], "tokenizer": None}
-    (staged / hub.CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-    for name in (hub.TOKENIZER, *hub.TOKENIZER_EXTRAS, "vocab.json", "merges.txt"):
-        beside = start.tokenizer_file.parent / name
-        if beside.is_file():
-            shutil.copyfile(beside, staged / name)
-    yield staged
-    checkpoint.replace_folder(staged, folder)
+        # They are in the folder now, wherever they came from.
+        raw["assets"] |= {"tokenizer": None} | ({} if start.mimi is None else {"mimi": None})
+    with checkpoint.staged_folder(folder) as staged:
+        export_params(tree, dia2.TABLE, staged / hub.WEIGHTS, info, dtype=jnp.float32)
+        if start.mimi is not None:
+            _copy_codec(start.mimi, staged / "mimi")
+        (staged / hub.CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+        for name in (hub.TOKENIZER, *hub.TOKENIZER_EXTRAS, "vocab.json", "merges.txt"):
+            beside = start.tokenizer_file.parent / name
+            if beside.is_file():
+                shutil.copyfile(beside, staged / name)
+        yield staged
 
 
 def _copy_codec(mimi: hub.MimiFiles, target: Path) -> None:
@@ -188,20 +180,3 @@ def _tokenizer_file(name: str) -> Path:
     if not path.is_file():
         raise HubError(f"no tokenizer at {path}: model.tokenizer names a folder that holds one")
     return path
-
-
-def _read_shape(path: Path) -> Dia2Config:
-    if path.suffix not in (".yaml", ".yml"):
-        return load_dia2_config(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such model config (model.config)") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected the names and values of a model config")
-    try:
-        return load_dia2_config(raw)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None

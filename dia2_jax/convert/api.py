@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,18 +106,11 @@ def convert(
             f"{source} is a Dia2 model; {to!r} is a layout of the codec: convert "
             f"{source / 'mimi'} alone"
         )
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    staged = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
-    try:
+    with checkpoint.staged_folder(destination) as staged:
         if kind == "dia2":
             result = _convert_dia2(source, staged, to, dtype)
         else:
             result = _convert_mimi(hub.resolve_mimi(source), staged, to, dtype)
-        checkpoint.replace_folder(staged, destination)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return dataclasses.replace(result, destination=destination)
 
 

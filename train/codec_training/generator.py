@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from flax import nnx
 
 from dia2_jax import checkpoint, hub
@@ -34,6 +32,7 @@ from train.codec_training.quantizer import (
     RowChoices,
     quantize,
 )
+from train.shapes import read_shape_file
 
 #: What transformers wants to know besides the config's own fields.
 _BOOKKEEPING = {"model_type": "mimi", "architectures": ["MimiModel"]}
@@ -110,29 +109,24 @@ class Generator:
         An older folder is replaced. Every installation of this package, ``dia2-jax convert`` and
         ``transformers.MimiModel`` read it.
         """
-        folder = folder.absolute()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
         every = {**params, **codebooks}
         named = {path: np.asarray(every[path]) for path in (*self.params, *self.codebooks)}
         tree = checkpoint.unflatten_tree(self._treedef, named)
-        export_params(tree, mimi_hf.make_table(self.config), staged / hub.WEIGHTS)
-        raw = {**_BOOKKEEPING, **config_to_dict(self.config)}
-        _write_json(staged / hub.CONFIG, raw)
-        _write_json(
-            staged / _PREPROCESSOR,
-            {
-                "feature_extractor_type": "EncodecFeatureExtractor",
-                "feature_size": 1,
-                "padding_side": "right",
-                "padding_value": 0.0,
-                "return_attention_mask": True,
-                "sampling_rate": self.config.sampling_rate,
-            },
-        )
-        checkpoint.replace_folder(staged, folder)
+        with checkpoint.staged_folder(folder) as staged:
+            export_params(tree, mimi_hf.make_table(self.config), staged / hub.WEIGHTS)
+            raw = {**_BOOKKEEPING, **config_to_dict(self.config)}
+            _write_json(staged / hub.CONFIG, raw)
+            _write_json(
+                staged / _PREPROCESSOR,
+                {
+                    "feature_extractor_type": "EncodecFeatureExtractor",
+                    "feature_size": 1,
+                    "padding_side": "right",
+                    "padding_value": 0.0,
+                    "return_attention_mask": True,
+                    "sampling_rate": self.config.sampling_rate,
+                },
+            )
 
 
 def is_codebook(path: str) -> bool:
@@ -152,7 +146,7 @@ def read_shape(source: CodecModelConfig) -> MimiConfig:
     if source.shape is None:
         assert found is not None
         return found
-    config = _read_shape_file(Path(source.shape))
+    config = read_shape_file(Path(source.shape), load_mimi_config, "model.shape")
     derived = ("frame_rate", "head_dim", "codebook_dim", "bookkeeping")
     names = [f.name for f in dataclasses.fields(MimiConfig) if f.name not in derived]
     differ = [n for n in names if found and getattr(config, n) != getattr(found, n)]
@@ -162,23 +156,6 @@ def read_shape(source: CodecModelConfig) -> MimiConfig:
             "leave model.shape out to take the shape of the weights"
         )
     return config
-
-
-def _read_shape_file(path: Path) -> MimiConfig:
-    if path.suffix not in (".yaml", ".yml"):
-        return load_mimi_config(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"model.shape: {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected the names and values of a Mimi config")
-    try:
-        return load_mimi_config(raw)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def load_weights(source: str) -> dict[str, Array]:

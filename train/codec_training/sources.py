@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dia2_jax.audio import read_audio, resample
-from dia2_jax.checkpoint import replace_folder
+from dia2_jax.checkpoint import staged_folder
 from dia2_jax.errors import AudioError, DataError, Dia2Error
 from dia2_jax.typing import Float, Int
 
@@ -197,15 +195,8 @@ def open_corpus(
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     folder = cache / fingerprint[:16]
     if not (folder / _INDEX).is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        staged = cache / f".{folder.name}.{os.getpid()}.partial"
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-        try:
+        with staged_folder(folder) as staged:
             _decode(recordings, staged, sample_rate, samples_per_frame, teacher, progress)
-            replace_folder(staged, folder)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
     return _open(folder, fingerprint)
 
 

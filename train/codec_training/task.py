@@ -70,8 +70,7 @@ class CodecTask:
         self.corpora: Corpora = open_corpora(config, self.mimi)
         self._whole = sharding.replicated(self.mesh)
         self._shape_state()
-        hosts, rows = jax.process_count(), config.data.rows
-        mine = range(jax.process_index() * rows // hosts, (jax.process_index() + 1) * rows // hosts)
+        mine = sharding.host_rows(self.mesh, config.data.rows)
         self.windows = self._source(config.data.frames, mine)
         held_out = config.evaluation
         self.held_out = fixed_windows(
@@ -226,14 +225,8 @@ class CodecTask:
         """See `Task`. The batch says on the host which step it is."""
         settings = self.config.discriminator
         heard = settings is not None and batch["step"] >= settings.start
-        rows = self.config.data.rows
-        placed = {
-            name: jax.make_array_from_process_local_data(
-                sharding.batch_sharding(self.mesh, rows, leaf.ndim), leaf, (rows, *leaf.shape[1:])
-            )
-            for name, leaf in batch.items()
-            if name != "step"
-        }
+        arrays = {name: leaf for name, leaf in batch.items() if name != "step"}
+        placed = sharding.place_rows(arrays, self.mesh, self.config.data.rows)
         return self._steps[heard](state, self._constant(), placed)
 
     def _key(self, step: Any, use: int) -> Array:

@@ -19,6 +19,7 @@ from dia2_jax.errors import ConfigError
 from dia2_jax.mimi.runtime import Codec
 from dia2_jax.text.tokenizer import Tokenizer
 from dia2_jax.voice import codec_fingerprint
+from train.shapes import read_shape_file
 
 
 @dataclass(frozen=True)
@@ -107,32 +108,21 @@ def _find(
         if tokenizer is None or mimi is None:
             missing = "--tokenizer" if tokenizer is None else "--mimi"
             raise ConfigError(f"{model}: a config alone names no {missing[2:]}: give {missing} too")
-        return _config(path), _tokenizer_file(tokenizer), hub.resolve_mimi(mimi)
+        return (
+            read_shape_file(path, load_dia2_config, "--model"),
+            _tokenizer_file(tokenizer),
+            hub.resolve_mimi(mimi),
+        )
     if path.is_dir() and hub.find_weights(path) is None and (path / hub.CONFIG).is_file():
         # A model that is still to be trained.
         own = path / "mimi"
         if mimi is None and not hub.holds_codec(own):
             raise ConfigError(f"{own}: there is no codec in the model's folder: give --mimi")
         codec = hub.resolve_mimi(own if mimi is None else mimi)
-        return _config(path / hub.CONFIG), _tokenizer_file(tokenizer or model), codec
+        return load_dia2_config(path / hub.CONFIG), _tokenizer_file(tokenizer or model), codec
     files = hub.resolve(model, mimi=mimi)
     chosen = files.tokenizer if tokenizer is None else _tokenizer_file(tokenizer)
     return load_dia2_config(files.config), chosen, files.mimi
-
-
-def _config(path: Path) -> Dia2Config:
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        return load_dia2_config(path)
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not readable as YAML ({reason})") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a model config is names and values")
-    return load_dia2_config(raw)
 
 
 def _tokenizer_file(name: str) -> Path:
