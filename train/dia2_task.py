@@ -41,6 +41,7 @@ class Dia2Task:
       mesh: of its devices.
       start: the model's files and shape.
       trainable, frozen: abstract parameters by path (adapters count as trainable).
+      flops: ``flops(rows=, steps=, depth_frames=)``, operations of a step on such a batch.
     """
 
     def __init__(
@@ -73,7 +74,16 @@ class Dia2Task:
         )
         if data:
             self._open_data()
-        self._projections = projection_shapes(self.start.config)
+        # The same few lengths come again and again.
+        self.flops = functools.cache(
+            functools.partial(
+                training_flops,
+                self.start.config,
+                trained=self.trainable,
+                shapes=projection_shapes(self.start.config),
+                lora_rank=None if config.lora is None else config.lora.rank,
+            )
+        )
         self._loaded: dict[str, Array] | None = None  # what does not train, placed
         self._step = jax.jit(self._train_step, donate_argnums=0)
         self._evaluate = jax.jit(self._evaluation)
@@ -266,15 +276,7 @@ class Dia2Task:
         return {
             "frames": frames,
             "audio_seconds": frames / self.recordings.pace.frame_rate,
-            "flops": training_flops(
-                self.start.config,
-                rows=rows,
-                steps=steps,
-                depth_frames=batch["depth_index"].shape[1],
-                trained=self.trainable,
-                shapes=self._projections,
-                lora_rank=None if self.config.lora is None else self.config.lora.rank,
-            ),
+            "flops": self.flops(rows=rows, steps=steps, depth_frames=batch["depth_index"].shape[1]),
             "real_share": real,
         }
 

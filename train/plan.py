@@ -34,7 +34,6 @@ import numpy as np
 
 from dia2_jax import sharding
 from train.command import note
-from train.flops import training_flops
 from train.peak import measure_local_peak
 from train.processes import is_leader
 
@@ -112,15 +111,7 @@ def estimate(task: Dia2Task) -> Plan:
             "gradients": masters,
             "activations": activations(task),
         },
-        flops=training_flops(
-            task.start.config,
-            rows=rows,
-            steps=steps,
-            depth_frames=batch["depth_index"].shape[1],
-            trained=task.trainable,
-            shapes=task._projections,
-            lora_rank=None if config.lora is None else config.lora.rank,
-        ),
+        flops=task.flops(rows=rows, steps=steps, depth_frames=batch["depth_index"].shape[1]),
         frames=rows * steps,
         seconds=rows * steps / task.recordings.pace.frame_rate,
     )
