@@ -50,3 +50,10 @@ class NonFiniteError(Dia2Error, FloatingPointError):
 
 class SessionError(Dia2Error, RuntimeError):
     """A streaming session was used out of order (fed after close, after cancel)."""
+
+
+def describe(error: BaseException) -> str:
+    """The message that a user of the command line reads; of a system's error, file and reason."""
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, Dia2Error):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

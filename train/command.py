@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from dia2_jax.errors import Dia2Error, NonFiniteError
+from dia2_jax.errors import Dia2Error, NonFiniteError, describe
 
 if TYPE_CHECKING:
     from train.loop import Outcome
@@ -69,7 +69,7 @@ class Program(click.Command):
             if debug:
                 raise
             kind = FailedRun if isinstance(error, NonFiniteError) else BadInput
-            raise kind(_message(error)) from error
+            raise kind(describe(error)) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
@@ -113,9 +113,3 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """A warning, which is one line."""
     click.echo(f"warning: {' '.join(text.split())}", err=True)
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, Dia2Error):
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)

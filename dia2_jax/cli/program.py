@@ -16,7 +16,7 @@ import click
 from dia2_jax import __version__
 from dia2_jax.cli import codec, convert, generate, stream, voice
 from dia2_jax.cli.terminal import DEBUG, PROGRAM
-from dia2_jax.errors import Dia2Error
+from dia2_jax.errors import Dia2Error, describe
 
 INTERRUPTED, READER_LEFT, TERMINATED = 130, 141, 143
 
@@ -59,7 +59,7 @@ class Program(click.Group):
         except (Dia2Error, OSError) as error:
             if ctx.meta.get(DEBUG):
                 raise
-            raise Failure(_message(error)) from error
+            raise Failure(describe(error)) from error
         except KeyboardInterrupt as stop:
             terminated = isinstance(stop, Terminated)
             click.echo(f"{PROGRAM}: {'terminated' if terminated else 'interrupted'}", err=True)
@@ -70,12 +70,6 @@ class Program(click.Group):
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, Dia2Error):
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
 
 
 def _discard_stdout() -> None:
