@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from children import family
 from toy_task import ToyConfig, ToyTask
 
 from dia2_jax.checkpoint import flatten_tree
@@ -25,7 +24,6 @@ from train.checkpoints import Checkpoints
 from train.config import read_config
 from train.loop import train
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 90
 HOOKS = {"progress": False, "curve": False}
 
@@ -49,24 +47,12 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts the toy program with a config and arguments; what still runs at the end is killed."""
-    children: list[subprocess.Popen[str]] = []
+    with family() as start_python:
 
-    def start(path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        child = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/train/toy_task.py"), str(path), *arguments],
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        children.append(child)
-        return child
+        def start(path: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+            return start_python(["tests/train/toy_task.py", str(path), *arguments], environment)
 
-    yield start
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.communicate()
+        yield start
 
 
 def finish(child: subprocess.Popen[str]) -> tuple[int, str]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_data import ROOT
+from children import family
 from test_mesh import FAST_COMPILE, GRADIENT, PARAMETER
 
 from dia2_jax.checkpoint import flatten_tree
@@ -34,31 +32,18 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """``start(folder, *arguments)``: the program at work; the module's runs share compilations."""
     cache = tmp_path_factory.mktemp("xla")
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
+    environment = {
         "XLA_FLAGS": FAST_COMPILE,
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "DIA2_JAX_CACHE": str(cache),
     }
-    children: list[subprocess.Popen[str]] = []
+    with family() as start_python:
 
-    def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "train.pretrain", str(small_run), f"run.folder={folder}"]
-            + ["run.save_every=1", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        children.append(child)
-        return child
+        def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+            command = ["-m", "train.pretrain", str(small_run), f"run.folder={folder}"]
+            return start_python([*command, "run.save_every=1", *arguments], environment)
 
-    yield start
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.communicate()
+        yield start
 
 
 def finish(child: subprocess.Popen[str]) -> None:
