@@ -17,9 +17,8 @@ the layers there are four widths a position, the logits with their softmax and g
 bfloat16 compute a copy of every weight.
 
 On a CPU the policies save nothing: XLA's CPU compiler removes the barriers that they rest on, so
-``none`` is expected for every policy there (measured: within 10 % of one another). Estimates lie
-between 0.81 and 1.06 of XLA's analysis: two small shapes in float32 under every policy, and the 1B
-shape in bfloat16 (1 row of 250 steps: 20.0 GB estimated, 18.9 GB by XLA).
+``none`` is expected for every policy there. Estimates are held within a quarter of XLA's analysis
+at small shapes (tests/train/test_plan.py); no accelerator was at hand.
 """
 
 from __future__ import annotations
