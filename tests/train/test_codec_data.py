@@ -10,10 +10,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from tiny_codec import RATE, write_recordings
+from tiny_codec import RATE, raw_config, tiny_shape, write_recordings
 
 from dia2_jax.audio import read_audio
+from dia2_jax.config.reading import validate
 from dia2_jax.errors import DataError
+from train.codec_training.config import CodecConfig
+from train.codec_training.corpora import open_corpora
 from train.codec_training.sources import (
     Corpus,
     Recording,
@@ -137,6 +140,19 @@ def test_a_recordings_side_depends_on_its_name_alone() -> None:
     assert [len(side) for side in split_recordings(named(range(2)), 0.01)] == [1, 1]
     with pytest.raises(DataError, match="cannot be split"):
         split_recordings(named(range(1)), 0.5)
+
+
+def test_a_source_that_grows_trains_the_same_codec(tmp_path: Path) -> None:
+    raw_config(tmp_path)
+    for path in sorted((tmp_path / "audio").glob("*.wav"))[4:]:
+        path.unlink()
+    settings = {"recordings": 2, "validation": [str(tmp_path / "audio")]}
+    config = validate(CodecConfig, raw_config(tmp_path, data=settings), "test")
+    before = open_corpora(config, tiny_shape()).train
+    assert before.names == ("0.wav", "1.wav")
+    write_recordings(tmp_path / "new", 1)
+    (tmp_path / "new" / "0.wav").rename(tmp_path / "audio" / "9.wav")
+    assert open_corpora(config, tiny_shape()).train.fingerprint == before.fingerprint
 
 
 def test_windows_are_a_function_of_seed_step_and_row(corpus: Corpus) -> None:

@@ -21,7 +21,7 @@ from dia2_jax.text.tokenizer import Tokenizer
 from train.codec_training.sources import list_recordings, open_corpus
 from train.config import read_config
 from train.corpus import main
-from train.corpus_making import program
+from train.corpus_making import workers
 from train.corpus_making.assembly import Unclear, phoneme_targets, record
 from train.corpus_making.bpe import train_tokenizer, write_tokenizer
 from train.corpus_making.config import CorpusConfig, TokenizerConfig, VoiceConfig
@@ -202,7 +202,7 @@ def test_a_killed_run_goes_on_to_the_same_corpus(
             raise KeyboardInterrupt
         return record(*arguments)
 
-    monkeypatch.setattr(program, "record", dying)
+    monkeypatch.setattr(workers, "record", dying)
     with pytest.raises(KeyboardInterrupt):
         make_corpus(config, broken)
     assert calls == 11
@@ -212,6 +212,13 @@ def test_a_killed_run_goes_on_to_the_same_corpus(
     left = {name for name in contents(broken) if ".partial" in name}
     assert left == set()
     assert contents(broken) == contents(whole)
+
+
+def test_processes_change_nothing_but_the_time(config: CorpusConfig, tmp_path: Path) -> None:
+    make_corpus(config, tmp_path / "one")
+    several = replace(config, voice=replace(config.voice, workers=2))
+    make_corpus(several, tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_more_hours_add_to_what_is_there(config: CorpusConfig, tmp_path: Path) -> None:

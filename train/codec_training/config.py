@@ -48,6 +48,8 @@ class CodecDataConfig:
       train: sources: folders of audio, JSONL manifests, data sets saved by ``datasets``.
       validation: sources; where there are none, `validation_share` of the training recordings.
       validation_share: share of the recordings that is kept for validation, chosen by name.
+      recordings: how many of the training recordings are used, the first ones; null for all. With
+        it a run can be resumed although its source has grown.
       cache: folder for the decoded audio (int16; 173 MB an hour at 24 kHz).
       rows: windows in a batch.
       frames: code frames in a window.
@@ -60,11 +62,14 @@ class CodecDataConfig:
     frames: int
     validation: tuple[str, ...] = ()
     validation_share: float = 0.05
+    recordings: int | None = None
     gain_db: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         require(len(self.train) > 0, "train", "name at least one source of audio")
         require_positive(self, "rows", "frames")
+        if self.recordings is not None:
+            require_positive(self, "recordings")
         if not self.validation:
             share = self.validation_share
             require(0 < share < 1, "validation_share", f"must lie between 0 and 1, got {share}")

@@ -46,6 +46,7 @@ def open_corpora(config: CodecConfig, mimi: MimiConfig) -> Corpora:
         held_out = list_recordings(data.validation)
     else:
         train, held_out = split_recordings(train, data.validation_share)
+    train = train[: data.recordings]
     teacher: Teacher | None = None
     name = ""
     if config.semantic is not None and config.semantic.targets == "teacher":

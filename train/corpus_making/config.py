@@ -98,7 +98,8 @@ class VoiceConfig:
       kind: ``piper``, or ``tones``: a stand-in that beeps, for trying the recipe without a voice.
       length_scale: slows speech above 1.
       noise, duration_noise: variation of the sound and of durations; low is more regular.
-      threads: of the synthesiser.
+      workers: processes that speak at once; as many as there are cores is best.
+      threads: of the synthesiser in each.
       second_pitch, second_formants, second_range: median in Hz, factor of the formants and factor
         of the pitch range of the second speaker.
       level: of both speakers, in dB below full scale (RMS of speech).
@@ -108,6 +109,7 @@ class VoiceConfig:
     length_scale: float = 1.15
     noise: float = 0.333
     duration_noise: float = 0.3
+    workers: int = 1
     threads: int = 1
     second_pitch: float = 190.0
     second_formants: float = 1.18
@@ -115,7 +117,9 @@ class VoiceConfig:
     level: float = -23.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "length_scale", "threads", "second_pitch", "second_formants")
+        require_positive(
+            self, "length_scale", "workers", "threads", "second_pitch", "second_formants"
+        )
         require(min(self.noise, self.duration_noise) >= 0, "noise", "must not be negative")
         require(-60 <= self.level <= -10, "level", f"must lie in -60 … -10, got {self.level}")
 

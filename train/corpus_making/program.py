@@ -9,10 +9,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from train.config import config_to_dict
-from train.corpus_making.assembly import Unclear, phoneme_targets, record
 from train.corpus_making.bpe import train_tokenizer, write_tokenizer
 from train.corpus_making.card import corpus_card
 from train.corpus_making.config import CorpusConfig
@@ -20,6 +17,7 @@ from train.corpus_making.lexicon import load_lexicon
 from train.corpus_making.scripts import SPLITS, Item, Split, Writer
 from train.corpus_making.shards import CorpusFolder, Counts, open_folder
 from train.corpus_making.speech import Synthesiser
+from train.corpus_making.workers import Speak, make_voice, speakers
 
 _FORMAT = 1
 
@@ -35,21 +33,6 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
-
-
-def make_voice(config: CorpusConfig) -> Synthesiser:
-    """The synthesiser of a configuration.
-
-    Raises:
-      Dia2Error: its packages are not installed.
-    """
-    if config.voice.kind == "tones":
-        from train.corpus_making.tones import ToneSynthesiser
-
-        return ToneSynthesiser(config.voice)
-    from train.corpus_making.piper import PiperSynthesiser
-
-    return PiperSynthesiser(config.voice)
 
 
 def make_corpus(
@@ -89,9 +72,11 @@ def make_corpus(
         if text_only:
             return {}
         totals: dict[Split, Counts] = {}
-        for split in SPLITS:
-            totals[split] = _make_split(split, config, writer, voice, folder, report, note)
-            folder.write_text("README.md", corpus_card(config, writer, voice.settings(), totals))
+        with speakers(config, voice) as speak:
+            for split in SPLITS:
+                totals[split] = _make_split(split, config, writer, speak, folder, report, note)
+                card = corpus_card(config, writer, voice.settings(), totals)
+                folder.write_text("README.md", card)
         return totals
 
 
@@ -99,7 +84,7 @@ def _make_split(
     split: Split,
     config: CorpusConfig,
     writer: Writer,
-    voice: Synthesiser,
+    speak: Speak,
     folder: CorpusFolder,
     report: Report,
     note: Callable[[str], None],
@@ -117,15 +102,13 @@ def _make_split(
         done = folder.read_counts(split, number)
         if done is None:
             with folder.new_shard(split, number) as shard:
-                for item in batch:
-                    try:
-                        spoken = record(item, voice, config, _rng(config, item, split))
-                    except Unclear:
+                for item, spoken in speak(split, batch):
+                    if spoken is None:
                         shard.skip("words not found in the phonemes")
                         continue
-                    targets = phoneme_targets(spoken, config)
-                    shard.keep(item, spoken, targets, config.sample_rate)
-                    made += len(spoken.wave) / config.sample_rate
+                    recording, targets = spoken
+                    shard.keep(item, recording, targets, config.sample_rate)
+                    made += len(recording.wave) / config.sample_rate
                     hours = (total.seconds + shard.counts.seconds) / 3600
                     speed = made / max(time.monotonic() - began, 1e-9)
                     report(Progress(split, hours, goal, speed))
@@ -140,11 +123,6 @@ def _make_split(
     return total
 
 
-def _rng(config: CorpusConfig, item: Item, split: Split) -> np.random.Generator:
-    place = (SPLITS.index(split), item.index)
-    return np.random.default_rng(np.random.SeedSequence([config.seed, 1, *place]))
-
-
 def _words(items: Iterator[Item]) -> Iterator[str]:
     for item in items:
         for turn in item.turns:
@@ -157,4 +135,5 @@ def _identity(config: CorpusConfig, voice: Synthesiser) -> dict[str, Any]:
     content["size"].pop("hours")
     # onnxruntime 1.32 gave the same bits with one thread and two.
     content["voice"].pop("threads")
+    content["voice"].pop("workers")
     return {"format": _FORMAT, "synthesiser": voice.settings()} | content
