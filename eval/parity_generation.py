@@ -17,7 +17,7 @@ import numpy as np
 from dia2_jax.generation.prefix import PrefixPlan, PrefixTurn, WarmUp, plan_prefix, warm_up
 from dia2_jax.generation.rows import Row, Rows
 from dia2_jax.generation.sampling import distribution
-from dia2_jax.generation.settings import MAX_PADDING, GenerationConfig, SamplingConfig
+from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
 from dia2_jax.text.machine import Machine
 from dia2_jax.text.script import parse_script
 from dia2_jax.text.timing import WordTime
@@ -158,7 +158,9 @@ def _specification(golden: Golden, run: Run, checks: Checks) -> Spoken:
     entries = parse_script(
         run.script, golden.tokenizer, frame_rate=golden.frame_rate, split_sound_tags=True
     )
-    machine = Machine(ids, data.second_stream_ahead, MAX_PADDING, run.config.initial_padding)
+    machine = Machine(
+        ids, data.second_stream_ahead, run.config.max_padding, run.config.initial_padding
+    )
     warm = None
     if run.plan is None:
         state, start, read = machine.new_state(entries), 0, [(ids.bos, ids.pad)]
@@ -351,7 +353,7 @@ def _words(golden: Golden, run: Run, row: Row, checks: Checks) -> None:
         ours["first_word_frame"] = first
     if not row.truncated:
         # A run ends so long after the step that found no more text.
-        ours["end_step"] = row.computed - data.max_delay - MAX_PADDING
+        ours["end_step"] = row.computed - data.max_delay - run.config.max_padding
     pairs: list[tuple[str, Any, Any]] = [("finished", row.done, True)]
     for key, value in ours.items():
         if key not in settings:

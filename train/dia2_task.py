@@ -315,7 +315,10 @@ class Dia2Task:
             self.recordings if self.validation is None else self.validation.builder.recordings
         )
         scripts = settings.scripts or tuple(recordings.scripts(settings.count))
-        return generate_samples(self.start, self.merged(state), scripts, settings)
+        pause = recordings.pace.max_padding
+        return generate_samples(
+            self.start, self.merged(state), scripts, settings, max_padding=pause
+        )
 
     def export(self, state: State, folder: Path) -> None:
         """See `Task`; of a LoRA run the merged model, and ``adapters.safetensors`` beside it."""

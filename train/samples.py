@@ -22,8 +22,14 @@ def generate_samples(
     params: Mapping[str, Any],
     scripts: Sequence[str],
     settings: SampleSettings,
+    *,
+    max_padding: int,
 ) -> list[Sample]:
     """Speak every script with these (host) weights; all in one batch.
+
+    Args:
+      max_padding: that the training data were aligned with, from which the model knows when words
+        start.
 
     Raises:
       CheckpointError: the codec cannot be used with the model.
@@ -37,7 +43,12 @@ def generate_samples(
     mimi, mimi_config, _ = load_mimi(start.mimi, param_dtype=jnp.float32)
     engine = Dia2(start.config, model, start.tokenizer, mimi_config, mimi)
     sampling = SamplingConfig(settings.temperature, 50)
-    generation = GenerationConfig(cfg_scale=settings.cfg_scale, audio=sampling, text=sampling)
+    generation = GenerationConfig(
+        cfg_scale=settings.cfg_scale,
+        audio=sampling,
+        text=sampling,
+        max_padding=max(max_padding, 1),
+    )
     results = engine.generate(list(scripts), generation, seed=settings.seed)
     return [
         Sample(f"{index:02d}", np.asarray(result.waveform), result.sample_rate, script)

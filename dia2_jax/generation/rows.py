@@ -19,7 +19,7 @@ from dia2_jax.errors import NonFiniteError
 from dia2_jax.generation.machine import QueueBuilder, TextQueue, from_spec
 from dia2_jax.generation.prefix import PrefixPlan, WarmUp, warm_up
 from dia2_jax.generation.sampling import RowSettings, rank_bound
-from dia2_jax.generation.settings import MAX_PADDING, GenerationConfig
+from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.generation.step import (
     FrameOutput,
     FrameTrace,
@@ -340,4 +340,4 @@ class Rows:
 
     def _machine(self, row: Row) -> Machine:
         ahead = self.model.data.second_stream_ahead
-        return Machine(self._ids, ahead, MAX_PADDING, row.config.initial_padding)
+        return Machine(self._ids, ahead, row.config.max_padding, row.config.initial_padding)

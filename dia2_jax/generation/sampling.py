@@ -21,7 +21,7 @@ MASKED_LOGIT = float(np.finfo(np.float32).min)
 
 @struct.dataclass
 class RowSettings:
-    """Sampling settings of B rows, each ``[B]`` (see ``GenerationConfig``)."""
+    """Settings that a frame reads, of B rows, each ``[B]`` (see ``GenerationConfig``)."""
 
     text_temperature: Float[Array, " B"]
     text_top_k: Int[Array, " B"]
@@ -29,6 +29,7 @@ class RowSettings:
     audio_top_k: Int[Array, " B"]
     cfg_scale: Float[Array, " B"]
     cfg_filter_k: Int[Array, " B"]
+    max_padding: Int[Array, " B"]
 
     @classmethod
     def of(cls, configs: list[GenerationConfig]) -> RowSettings:
@@ -44,6 +45,7 @@ class RowSettings:
             audio_top_k=column([c.audio.top_k for c in configs], np.int32),
             cfg_scale=column([c.cfg_scale for c in configs], np.float32),
             cfg_filter_k=column([c.cfg_filter_k for c in configs], np.int32),
+            max_padding=column([c.max_padding for c in configs], np.int32),
         )
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from dia2_jax.errors import ConfigError
 
-#: Frames without a word after which the machine starts the next one. Upstream hard-codes 6, and
-#: the same number of frames is generated after the end of the text.
+#: Upstream's ``max_padding``, which it hard-codes.
 MAX_PADDING = 6
 
 # Settings travel to the device as 32-bit numbers.
@@ -65,6 +64,9 @@ class GenerationConfig:
       cfg_filter_k: guidance keeps this many candidates, by guided logits; the survivors are drawn
         by their conditional logits. 0 keeps all, which turns guidance off in effect.
       initial_padding: frames before the first word may start.
+      max_padding: frames without a word after which the next one starts on its own; as many are
+        generated after the end of the text. A model wants the number that its training data were
+        prepared with (``train.prepare --max-padding``); upstream knows 6 alone.
       include_prefix: keep the prefix's own audio at the start of the output.
       prefix_plan: ``"exact"`` takes every prefix word inside the prefix, once; ``"upstream"``
         reproduces upstream's warm-up, whose dropped starts leave the last words of a dense prefix
@@ -76,6 +78,7 @@ class GenerationConfig:
     cfg_scale: float = 2.0
     cfg_filter_k: int = 50
     initial_padding: int = 2
+    max_padding: int = MAX_PADDING
     include_prefix: bool = False
     prefix_plan: Literal["exact", "upstream"] = "exact"
 
@@ -92,6 +95,8 @@ class GenerationConfig:
             value = getattr(self, name)
             if not _is_count(value):
                 raise ConfigError(f"{name}: must be a whole number >= 0, got {value!r}")
+        if not (_is_count(self.max_padding) and self.max_padding >= 1):
+            raise ConfigError(f"max_padding: must be a whole number >= 1, got {self.max_padding!r}")
         if self.prefix_plan not in ("exact", "upstream"):
             raise ConfigError(
                 f"prefix_plan: must be 'exact' or 'upstream', got {self.prefix_plan!r}"

@@ -22,9 +22,8 @@ from jax import lax
 
 from dia2_jax.config import Dia2Config
 from dia2_jax.generation import machine as word_machine
-from dia2_jax.generation.machine import MachineState, TextQueue
+from dia2_jax.generation.machine import MachineOutput, MachineState, TextQueue
 from dia2_jax.generation.sampling import MASKED_LOGIT, RowSettings, draw, guide
-from dia2_jax.generation.settings import MAX_PADDING
 from dia2_jax.model.depformer import StageRun, stage_runs
 from dia2_jax.model.dia2 import Dia2Model
 from dia2_jax.nn.attention import KVCache
@@ -207,10 +206,16 @@ def frame_step(
     action, action_logits, action_finite = choose(
         0, out.action, settings.text_temperature, settings.text_top_k
     )
-    process = functools.partial(
-        word_machine.process, ids=options.ids, ahead=ahead, max_padding=MAX_PADDING
+
+    def process(
+        row: MachineState, text: TextQueue, step: Array, action: Array, max_padding: Array
+    ) -> tuple[MachineState, MachineOutput]:
+        known = {"ids": options.ids, "ahead": ahead, "max_padding": max_padding}
+        return word_machine.process(row, text, step, action, **known)
+
+    machine, spoken = jax.vmap(process)(
+        state.machine, queue, state.frame, action, settings.max_padding
     )
-    machine, spoken = jax.vmap(process)(state.machine, queue, state.frame, action)
     audio = (settings.audio_temperature, settings.audio_top_k)
     code, cb0_logits, cb0_finite = choose(1, out.cb0, *audio, masked=True)
     finite = action_finite & cb0_finite
@@ -241,8 +246,9 @@ def frame_step(
     column = jnp.concatenate(codes).T
 
     # The last frames are spoken after the text has run out: the delays, and one pause.
-    cutoff = machine.end_step + data.max_delay + MAX_PADDING
-    finished = (machine.end_step >= 0) & (state.frame + 1 >= cutoff)
+    # (Subtracted, because a sum with a very large setting would not fit 32 bits.)
+    since_end = state.frame + 1 - machine.end_step - data.max_delay
+    finished = (machine.end_step >= 0) & (since_end >= settings.max_padding)
     exhausted = state.frame + 1 >= config.runtime.max_context_steps
     moved = GenerationState(
         cache=cache,

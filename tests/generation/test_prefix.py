@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dia2_jax.errors import PrefixError
 from dia2_jax.generation.prefix import WORD_STEP_OFFSET, PrefixTurn, plan_prefix, warm_up
-from dia2_jax.generation.settings import MAX_PADDING, GenerationConfig
+from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.model.delays import delay
 from dia2_jax.text.machine import Machine
 from dia2_jax.text.script import parse_script
@@ -99,7 +99,7 @@ def test_the_exact_plan_takes_every_word_once_inside_the_prefix(
     if not 2 <= frames < config.runtime.max_context_steps - config.data.max_delay:
         return
     ahead = config.data.second_stream_ahead
-    machine = Machine(tokenizer.ids, ahead, MAX_PADDING, 2)
+    machine = Machine(tokenizer.ids, ahead, 6, 2)
     tokens = [
         len(tokenizer.encode(f"[S{each.speaker}] {w.text}" if i == 0 else w.text))
         for each in turns
@@ -229,7 +229,8 @@ def test_batched_prefill_equals_forced_steps(kind, speaker, tokenizer, run, make
         [SCRIPT] * 3,
         plans=[make_plan("main", "exact" if kind == "upstream" else "upstream", 5), None, plan],
     )
-    machine = Machine(ids, config.data.second_stream_ahead, MAX_PADDING, GUIDED.initial_padding)
+    ahead = config.data.second_stream_ahead
+    machine = Machine(ids, ahead, GUIDED.max_padding, GUIDED.initial_padding)
     state = machine.new_state([*plan.entries, *parse_script(SCRIPT, tokenizer)])
     grid = delay(plan.codes, config.data.delay_pattern, config.data.audio_bos)
     text, columns, last = (ids.bos, ids.pad), [], plan.frames - 1

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dia2_jax.errors import ScriptError, SessionError
-from dia2_jax.generation.settings import MAX_PADDING, GenerationConfig, SamplingConfig
+from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
 from dia2_jax.model.delays import undelay
 from dia2_jax.text.machine import Machine
 from dia2_jax.text.script import parse_script
@@ -28,9 +28,10 @@ CONFIGS = (
         audio=SamplingConfig(0.4, 9),
         cfg_scale=1.0,
         initial_padding=0,
+        max_padding=11,
         prefix_plan="upstream",
     ),
-    GenerationConfig(text=SamplingConfig(0.0, 1), cfg_scale=1.5, cfg_filter_k=20),
+    GenerationConfig(text=SamplingConfig(0.0, 1), cfg_scale=1.5, cfg_filter_k=20, max_padding=3),
 )
 SEEDS = (3, 14, 15)
 
@@ -249,7 +250,7 @@ def test_a_take_that_ends_with_the_context_is_whole(run, tokenizer) -> None:
     ends = {}
     for frames in range(110, 132):
         script = f'one <break time="{frames / 12.5}s"/>'
-        machine = Machine(tokenizer.ids, 2, MAX_PADDING, GenerationConfig().initial_padding)
+        machine = Machine(tokenizer.ids, 2, CONFIGS[0].max_padding, CONFIGS[0].initial_padding)
         state = machine.new_state(parse_script(script, tokenizer))
         for step in range(140):
             machine.process(state, step, 1)
@@ -260,6 +261,23 @@ def test_a_take_that_ends_with_the_context_is_whole(run, tokenizer) -> None:
         row = run("main", CONFIGS[:1], [ends[end]], picks=picks).rows.rows[0]
         assert (row.done, row.truncated) == (True, truncated)
         assert row.computed == min(end + 9, 140)
+
+
+def test_a_word_starts_on_its_own_after_max_padding_frames_and_so_many_end_the_take(run) -> None:
+    """Where every action pads, the setting alone says when words start; with any value."""
+    picks = np.zeros((140, 3, 5), np.int32)
+    numbers = (1, 9, 2**31 - 1)
+    configs = [GenerationConfig(max_padding=number) for number in numbers]
+    rows = run("main", configs, ["a b c"] * 3, seeds=SEEDS, picks=picks).rows.rows
+    for row, number in zip(rows[:2], numbers, strict=False):
+        steps = [step for _, step in row.words]
+        # A word is read to its end first; the first is two tokens, the speaker being one.
+        second = 2 + max(number, 2) + 1
+        assert steps == [2, second, second + number + 1]
+        end = steps[-1] + number + 1
+        assert (row.done, row.truncated, row.computed) == (True, False, end + 3 + number)
+    assert [step for _, step in rows[2].words] == [2]
+    assert (rows[2].truncated, rows[2].computed) == (True, 140)
 
 
 def test_text_after_the_end_of_a_take_changes_nothing(make_rows, driver) -> None:

@@ -11,14 +11,14 @@ import pytest
 
 from dia2_jax.errors import ConfigError
 from dia2_jax.generation.sampling import RowSettings, rank_bound
-from dia2_jax.generation.settings import MAX_PADDING, GenerationConfig, SamplingConfig
+from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
 
 
 def test_defaults_are_upstream_s() -> None:
     config = GenerationConfig()
     assert config.text == SamplingConfig(0.6, 50) and config.audio == SamplingConfig(0.8, 50)
     assert (config.cfg_scale, config.cfg_filter_k, config.initial_padding) == (2.0, 50, 2)
-    assert (config.include_prefix, config.prefix_plan, MAX_PADDING) == (False, "exact", 6)
+    assert (config.include_prefix, config.prefix_plan, config.max_padding) == (False, "exact", 6)
     assert hash(config) == hash(GenerationConfig())
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.cfg_scale = 3.0  # type: ignore[misc]
@@ -44,6 +44,12 @@ def test_a_bad_count_is_named(value: Any) -> None:
     for name in ("cfg_filter_k", "initial_padding"):
         with pytest.raises(ConfigError, match=f"{name}: must be a whole number >= 0"):
             GenerationConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, 6.0, "6", None, True, 2**31])
+def test_a_bad_pause_is_named(value: Any) -> None:
+    with pytest.raises(ConfigError, match="max_padding: must be a whole number >= 1"):
+        GenerationConfig(max_padding=value)
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 1e39, "2", None, True])

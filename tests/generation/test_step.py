@@ -23,7 +23,7 @@ from dia2_jax.generation import sampling
 from dia2_jax.generation.prefix import warm_up
 from dia2_jax.generation.rows import Rows
 from dia2_jax.generation.sampling import MASKED_LOGIT, rank_bound
-from dia2_jax.generation.settings import MAX_PADDING, GenerationConfig, SamplingConfig
+from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
 from dia2_jax.generation.step import Programs
 from dia2_jax.text.machine import Machine
 from dia2_jax.text.script import parse_script
@@ -70,7 +70,7 @@ def explain(programs: Programs, run: Any, script: str, tokenizer: Any, seed: int
     delays, picks, tokens = data.delay_pattern, run.stack("picks")[:, 0], run.stack("tokens")
 
     # Text: the machine's specification under the drawn actions.
-    machine = Machine(ids, data.second_stream_ahead, MAX_PADDING, settings.initial_padding)
+    machine = Machine(ids, data.second_stream_ahead, settings.max_padding, settings.initial_padding)
     entries = parse_script(script, tokenizer)
     if row.plan is None:
         start, text = 0, (ids.bos, ids.pad)
@@ -96,7 +96,8 @@ def explain(programs: Programs, run: Any, script: str, tokenizer: Any, seed: int
 
     # The end, and the grid.
     steps = start + len(picks)
-    cutoff = None if state.end_step is None else state.end_step + data.max_delay + MAX_PADDING
+    tail = data.max_delay + settings.max_padding
+    cutoff = None if state.end_step is None else state.end_step + tail
     assert row.done and row.computed == steps
     assert row.truncated == (cutoff is None or cutoff > steps)
     assert steps == (config.runtime.max_context_steps if row.truncated else cutoff)
@@ -170,6 +171,8 @@ GREEDY = SamplingConfig(0.0, 50)
         ("main", config(3.0, 5, text=GREEDY, audio=GREEDY), None, SCRIPT),
         ("main", config(1.0, initial_padding=0), None, SCRIPT),
         ("main", config(0.3, 7), "exact", SCRIPT),
+        ("main", config(1.0, max_padding=14), "upstream", SCRIPT),
+        ("main", config(3.0, 5, max_padding=1), "exact", SCRIPT),
         ("main", config(6.0, 9, include_prefix=True), "upstream", SCRIPT),
         ("main", config(2.0, 5), None, LONG),
         ("main", config(2.0, 5), "upstream", LONG),
@@ -217,6 +220,7 @@ def test_settings_text_and_prefixes_compile_nothing_anew(speaker, make_rows, mak
     others = [
         config(1.5, 40, text=SamplingConfig(0.0, 33), audio=SamplingConfig(2.5, 64)),
         config(5.0, 1, initial_padding=7),
+        config(max_padding=2),
     ]
     for settings in others:
         driver(whole(make_rows("one codebook", [settings], [123]), "Something else entirely."))
