@@ -2,7 +2,7 @@
 
 from dia2_jax import Dia2, GenerationConfig
 
-model = Dia2.from_pretrained("nari-labs/Dia2-1B")
+model = Dia2.from_pretrained()  # nano, which is installed with the package
 result = model.generate("[S1] Hello there. [S2] Hi, how are you?")
 
 for chunk in model.stream(words_of_an_llm()):
@@ -26,6 +26,7 @@ from dia2_jax import hub
 from dia2_jax.config import Dia2Config, MimiConfig, load_dia2_config
 from dia2_jax.convert.models import load_dia2, load_mimi
 from dia2_jax.errors import CheckpointError, ConfigError, ScriptError
+from dia2_jax.generation.defaults import read_defaults
 from dia2_jax.generation.prefix import PrefixPlan, plan_prefix
 from dia2_jax.generation.rows import Row, Rows
 from dia2_jax.generation.session import Chunk, Session
@@ -88,6 +89,8 @@ class Dia2:
       config, mimi_config: the published configs.
       tokenizer: of the checkpoint.
       codec: Mimi.
+      defaults: settings of everything that is given none; change one of them with
+        ``dataclasses.replace(model.defaults, cfg_scale=3.0)``.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Dia2:
         tokenizer: Tokenizer,
         mimi_config: MimiConfig,
         mimi: Mimi,
+        defaults: GenerationConfig | None = None,
     ) -> None:
         data = config.data
         if data.codebooks > mimi_config.num_quantizers:
@@ -114,6 +118,7 @@ class Dia2:
             )
         self.config, self.mimi_config = config, mimi_config
         self.tokenizer = tokenizer
+        self.defaults = GenerationConfig() if defaults is None else defaults
         self.codec = Codec(mimi)
         self._programs = Programs(model)
         self._fingerprint: str | None = None
@@ -121,7 +126,7 @@ class Dia2:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str | Path,
+        path_or_repo: str | Path | None = None,
         *,
         dtype: str | DTypeLike = "float32",
         mimi: str | Path | None = None,
@@ -130,11 +135,14 @@ class Dia2:
         """Load a checkpoint in the published layout, or one that ``dia2-jax convert`` wrote.
 
         Args:
-          path_or_repo: a folder, or a Hugging Face repository such as ``nari-labs/Dia2-1B``.
+          path_or_repo: a folder, a Hugging Face repository such as ``nari-labs/Dia2-1B``, or
+            ``"nano"`` (as is no argument at all): the small model inside the package, where
+            ``"./nano"`` is a folder of that name.
           dtype: ``"float32"`` (upstream's numbers) or ``"bfloat16"`` (half the memory; made for
             accelerators). Weights are held and activations computed in it; logits are float32,
             and so is the codec.
-          mimi: the codec's folder or repository, where it is not the one the checkpoint names.
+          mimi: the codec's folder or repository (or ``"nano"``), where it is not the one the
+            checkpoint names.
           revision: of the repository.
 
         Raises:
@@ -144,11 +152,11 @@ class Dia2:
         kind = _compute_dtype(dtype)
         enable_compilation_cache()
         files = hub.resolve(path_or_repo, mimi=mimi, revision=revision)
-        config = load_dia2_config(files.config)
+        config, defaults = load_dia2_config(files.config), read_defaults(files.generation)
         tokenizer = Tokenizer.from_file(files.tokenizer, config.data)
         model, _ = load_dia2(config, files.weights, dtype=kind)
         codec, mimi_config, _ = load_mimi(files.mimi)
-        return cls(config, model, tokenizer, mimi_config, codec)
+        return cls(config, model, tokenizer, mimi_config, codec, defaults)
 
     @property
     def sample_rate(self) -> int:
@@ -205,7 +213,7 @@ class Dia2:
         Args:
           script: text with ``[S1]`` / ``[S2]`` speaker tags, ``<break time="0.5s"/>`` pauses and
             sound tags such as ``(laughs)``.
-          config: settings; one for all scripts, or one each.
+          config: settings; one for all scripts, or one each; :attr:`defaults` if not given.
           voices: recordings to go on from (see :data:`dia2_jax.voice.Voices`); one value for all
             scripts, or a list with a list or mapping for each script.
           seed: one for all scripts, or one each; the same seed gives the same codes.
@@ -222,7 +230,9 @@ class Dia2:
         if not scripts:
             return []
         count = len(scripts)
-        configs = _each(config or GenerationConfig(), count, GenerationConfig, "config")
+        configs = _each(
+            self.defaults if config is None else config, count, GenerationConfig, "config"
+        )
         seeds = _each(seed, count, object, "seed")
         each_voices = voices if _per_script(voices) else [voices] * count
         if len(each_voices) != count:
@@ -264,9 +274,9 @@ class Dia2:
         """
         if not isinstance(chunk_frames, int | np.integer) or chunk_frames < 1:
             raise ConfigError(f"chunk_frames: must be a whole number >= 1, got {chunk_frames!r}")
-        if not isinstance(config or GenerationConfig(), GenerationConfig):
+        config = self.defaults if config is None else config
+        if not isinstance(config, GenerationConfig):
             raise ConfigError(f"config: must be a GenerationConfig, got {config!r}")
-        config = config or GenerationConfig()
         rows = self._rows([config], [seed], [self._plan(voices, config)])
         return Session(rows, self.codec, chunk_frames=chunk_frames)
 
@@ -303,7 +313,7 @@ class Dia2:
 
         It costs a frame of a throw-away session, whose memory is given back.
         """
-        config = config or GenerationConfig()
+        config = self.defaults if config is None else config
         rows = self._rows([config], [0], [self._plan(voices, config)])
         rows.feed(0, "a")
         rows.close(0)

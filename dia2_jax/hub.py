@@ -1,37 +1,62 @@
-"""Where the files of a checkpoint are: a local folder, or a repository of the Hugging Face hub.
+"""Where the files of a checkpoint are: the package, local folders, repositories of the hub.
 
 A model is a config, weights, a tokenizer and a codec (Mimi), which may be spread over folders
 and repositories. :func:`resolve` finds all of them or says which file is missing, how to
-download it and where to put it. `huggingface_hub` is imported only when a repository is asked.
+download it and where to put it.
+
+The name ``nano`` means the model that is installed with the package, and ``./nano`` a folder of
+that name.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib.resources
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dia2_jax.errors import ConfigError, HubError
+from dia2_jax.sources import (
+    CONFIG,
+    DEFAULT_MIMI,
+    INDEX,
+    KYUTAI_CONFIG,
+    MIMI_FILES,
+    MODEL_FILES,
+    ORBAX,
+    TOKENIZER,
+    TOKENIZER_EXTRAS,
+    WEIGHTS,
+    Folder,
+    Repository,
+    find_home,
+    find_weights,
+    is_repository_id,
+    read_json,
+    shards,
+)
 
-DEFAULT_MIMI = "kyutai/mimi"
+__all__ = [
+    "CONFIG", "DEFAULT_MIMI", "GENERATION", "INDEX", "KYUTAI_CONFIG", "MANIFEST", "MANIFEST_KEYS",
+    "MIMI_FILES", "NANO", "NANO_FILES", "ORBAX", "TOKENIZER", "TOKENIZER_EXTRAS", "WEIGHTS",
+    "MimiFiles", "ModelFiles", "find_weights", "holds_codec", "is_repository_id", "local_file",
+    "local_place", "nano_folder", "read_manifest", "resolve", "resolve_mimi", "shards",
+]  # fmt: skip
+
+#: A model's own generation settings, beside its config
+#: (:mod:`dia2_jax.generation.defaults` reads it).
+GENERATION = "dia2_generation.json"
+#: The model inside the package.
+NANO = "nano"
+#: What it cannot be without.
+NANO_FILES = (
+    CONFIG, WEIGHTS, TOKENIZER, GENERATION, "mimi/config.json", "mimi/model.safetensors",
+)  # fmt: skip
 MANIFEST = "dia2_assets.json"
 MANIFEST_KEYS = ("config", "weights", "tokenizer", "mimi")
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-#: Folder of weights that `dia2-jax convert --to orbax` writes in place of WEIGHTS.
-ORBAX = "model.orbax"
-TOKENIZER = "tokenizer.json"
-#: What lies beside tokenizer.json and says more about it.
-TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json")
-#: The config beside Mimi weights in Kyutai's own layout.
-KYUTAI_CONFIG = "mimi_config.json"
-
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,7 @@ class ModelFiles:
       weights: a safetensors file, an index of shards (which lie beside it), or an Orbax folder.
       tokenizer: its ``tokenizer.json``; what else there is of the tokenizer lies beside it.
       mimi: the codec.
+      generation: its ``dia2_generation.json``; None where it has none.
     """
 
     name: str
@@ -64,34 +90,41 @@ class ModelFiles:
     weights: Path
     tokenizer: Path
     mimi: MimiFiles
+    generation: Path | None = None
 
 
 def resolve(
-    path_or_repo: str | Path,
+    path_or_repo: str | Path | None = None,
     *,
     mimi: str | Path | None = None,
     revision: str | None = None,
 ) -> ModelFiles:
     """Find, and download where needed, every file of a model.
 
-    A local folder comes first; what is none and reads ``owner/name`` is a hub repository.
+    ``nano`` is the model inside the package. Of other names a local folder comes first; what is
+    none and reads ``owner/name`` is a hub repository. ``dia2_generation.json`` is optional.
     ``dia2_assets.json`` may name other files (``config``, ``weights``) and other places
     (``tokenizer``, ``mimi``). The codec is the first of: the argument, the manifest,
     ``assets.mimi`` of the config, a ``mimi`` folder of the model, ``kyutai/mimi``.
 
     Args:
-      path_or_repo: folder or repository id.
-      mimi: folder, safetensors file or repository id of another codec.
+      path_or_repo: ``nano``, a folder or a repository id; None means ``nano``, too.
+      mimi: folder, safetensors file or repository id of another codec, or ``nano``.
       revision: branch, tag or commit of the model's repository.
 
     Raises:
-      HubError: names the missing file, how to download it, and where to put it.
+      HubError: names the missing file, how to download it, and where to put it; or the string
+        ``nano`` was given where there is also a model in a folder ``./nano``.
       ConfigError: ``dia2_assets.json`` says something that nobody understands.
     """
-    home = _home(path_or_repo, revision, "model")
+    home: Folder | Repository
+    if path_or_repo is None or _means_nano(path_or_repo):
+        path_or_repo, home = NANO, _nano()
+    else:
+        home = find_home(path_or_repo, revision, "model")
     manifest = read_manifest(home.optional(MANIFEST))
     config = home.required(manifest.get("config") or CONFIG)
-    content = _read_json(config)
+    content = read_json(config)
     assets = content.get("assets")
     assets = assets if isinstance(assets, Mapping) else {}
     weights = _weights(home, manifest.get("weights"))
@@ -105,20 +138,58 @@ def resolve(
     elif (own := home.part("mimi")) is not None and _holds_codec(own):
         codec = _mimi_files(own)
     else:
-        codec = _mimi_files(_Repository(DEFAULT_MIMI, None, put=home.place_for("mimi")))
-    return ModelFiles(str(path_or_repo), config, weights, tokenizer, codec)
+        codec = _mimi_files(Repository(DEFAULT_MIMI, None, put=home.place_for("mimi")))
+    generation = home.optional(GENERATION)
+    return ModelFiles(str(path_or_repo), config, weights, tokenizer, codec, generation)
 
 
 def resolve_mimi(path_or_repo: str | Path, *, revision: str | None = None) -> MimiFiles:
-    """Find the files of a codec: a folder, a safetensors file, or a hub repository.
+    """Find the files of a codec: a folder, a safetensors file, a hub repository, or ``nano``.
 
     Raises:
-      HubError: names the missing file, how to download it, and where to put it.
+      HubError: as :func:`resolve`.
     """
+    if _means_nano(path_or_repo):
+        return _mimi_files(Folder(_nano().path / "mimi", MIMI_FILES))
     path = Path(path_or_repo)
     if path.is_file():
         return MimiFiles(path, _config_beside(path))
-    return _mimi_files(_home(path_or_repo, revision, "mimi"))
+    return _mimi_files(find_home(path_or_repo, revision, "mimi"))
+
+
+def nano_folder() -> Path:
+    """Where the package keeps the model ``nano``."""
+    return Path(str(importlib.resources.files("dia2_jax"))) / NANO
+
+
+def _means_nano(name: str | Path) -> bool:
+    """Whether a user means the package's model. A `Path` is always a place.
+
+    Raises:
+      HubError: it could be a folder as well: neither may win unnoticed.
+    """
+    if name != NANO:
+        return False
+    beside = Path(NANO)
+    if (beside / CONFIG).is_file() and beside.resolve() != nano_folder().resolve():
+        raise HubError(
+            "'nano' is the model inside the package, and there is a model in the folder nano here "
+            "as well: write ./nano for the folder; for the package's, name no model at all, or "
+            "work in another folder"
+        )
+    return True
+
+
+def _nano() -> Folder:
+    folder = nano_folder()
+    missing = [name for name in NANO_FILES if not (folder / name).is_file()]
+    if missing:
+        raise HubError(
+            f"the model nano, which is installed with dia2-jax, is not whole: {folder} lacks "
+            f"{', '.join(missing)}. Install dia2-jax again, or name another model: a folder in "
+            "the published layout, or a repository such as nari-labs/Dia2-1B"
+        )
+    return Folder(folder, NANO_FILES)
 
 
 def read_manifest(path: Path | None) -> dict[str, str]:
@@ -128,7 +199,7 @@ def read_manifest(path: Path | None) -> dict[str, str]:
       HubError: it is not a JSON object.
       ConfigError: a key that nobody reads, or a value that is no string.
     """
-    manifest = _read_json(path)
+    manifest = read_json(path)
     for key, value in manifest.items():
         if key not in MANIFEST_KEYS:
             close = difflib.get_close_matches(key, MANIFEST_KEYS, n=1)
@@ -149,8 +220,8 @@ def local_place(folder: Path, name: str, kind: str) -> Path | None:
     Raises:
       HubError: `name` is neither.
     """
-    place = _named(_Folder(folder, _MODEL_FILES[:3]), name, kind, CONFIG)
-    if isinstance(place, _Repository):
+    place = _named(Folder(folder, MODEL_FILES[:3]), name, kind, CONFIG)
+    if isinstance(place, Repository):
         return None
     return place if isinstance(place, Path) else place.path
 
@@ -161,209 +232,15 @@ def local_file(folder: Path, name: str) -> Path:
     Raises:
       HubError: names the file that is missing.
     """
-    return _weights(_Folder(folder, _MODEL_FILES[:3]), name)
-
-
-def is_repository_id(name: str) -> bool:
-    """Whether `name` reads ``owner/name``, and not like a path."""
-    return name[:1] not in (".", "/", "~") and _REPOSITORY.fullmatch(name) is not None
+    return _weights(Folder(folder, MODEL_FILES[:3]), name)
 
 
 def holds_codec(folder: Path) -> bool:
     """Whether :func:`resolve` would take `folder` for the codec of the model around it."""
-    return folder.is_dir() and _holds_codec(_Folder(folder, _MIMI_FILES))
+    return folder.is_dir() and _holds_codec(Folder(folder, MIMI_FILES))
 
 
-def shards(index: Path) -> list[str]:
-    """Names of the files that an index of shards lists."""
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, Mapping):
-        raise HubError(f"{index}: not an index of safetensors shards; download it again")
-    return sorted(set(weight_map.values()))
-
-
-def find_weights(folder: str | Path) -> Path | None:
-    """The weights of a folder: ``model.safetensors``, else ``model.orbax``, else its only index
-    of shards, else its only ``*.safetensors`` file; None where there is none, or a choice."""
-    folder = Path(folder)
-    if (folder / WEIGHTS).is_file():
-        return folder / WEIGHTS
-    if (folder / ORBAX).is_dir():
-        return folder / ORBAX
-    found = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.safetensors"))
-    return found[0] if len(found) == 1 else None
-
-
-class _Folder:
-    """A local folder as a source of files."""
-
-    def __init__(self, path: Path, wanted: Sequence[str]) -> None:
-        self.path, self._wanted = path, wanted
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def optional(self, name: str) -> Path | None:
-        file = self.path / name
-        return file if file.is_file() or file.name == ORBAX and file.is_dir() else None
-
-    def required(self, name: str) -> Path:
-        found = self.optional(name)
-        if found is None:
-            raise HubError(
-                f"{self.path}: {name} is missing. A model folder holds "
-                f"{', '.join(self._wanted)}; copy the file there, or name another folder or a "
-                "repository (owner/name)."
-            )
-        return found
-
-    def weights(self) -> Path | None:
-        return find_weights(self.path)
-
-    def part(self, name: str) -> _Folder | _Repository | None:
-        folder = self.path / name
-        return _Folder(folder, _MIMI_FILES) if folder.is_dir() else None
-
-    def place_for(self, name: str) -> Path | None:
-        return self.path / name
-
-
-class _Repository:
-    """A hub repository (or a folder of one) as a source of files."""
-
-    def __init__(
-        self, repo: str, revision: str | None, folder: str = "", put: Path | None = None
-    ) -> None:
-        self._repo, self._revision, self._folder, self._put = repo, revision, folder, put
-        # Why the hub was out of reach; then only the cache is asked: one half minute is enough.
-        self._cut_off: BaseException | None = None
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self._repo, self._folder) if part)
-
-    def optional(self, name: str) -> Path | None:
-        """The downloaded file; None where the repository lacks it or, offline, the cache."""
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            return self._download(name)
-        except EntryNotFoundError:
-            return None
-
-    def required(self, name: str) -> Path:
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-        try:
-            return self._download(name)
-        except LocalEntryNotFoundError as error:
-            raise HubError(self._unreachable(name, self._cut_off or error)) from error
-        except EntryNotFoundError:
-            raise HubError(
-                f"the repository {self._repo} has no file {self._full(name)}"
-                + (f" at revision {self._revision}" if self._revision else "")
-                + ". Is it a repository of this kind of model?"
-            ) from None
-
-    def weights(self) -> Path | None:
-        found = self.optional(WEIGHTS)
-        if found is None and (found := self.optional(INDEX)) is not None:
-            for shard in shards(found):
-                self.required(shard)
-        return found
-
-    def part(self, name: str) -> _Folder | _Repository | None:
-        found = _Repository(self._repo, self._revision, self._full(name), self._put)
-        found._cut_off = self._cut_off
-        return found
-
-    def place_for(self, name: str) -> Path | None:
-        return None
-
-    def _full(self, name: str) -> str:
-        return f"{self._folder}/{name}" if self._folder else name
-
-    def _download(self, name: str) -> Path:
-        import huggingface_hub
-        from huggingface_hub import errors
-
-        try:
-            return Path(
-                huggingface_hub.hf_hub_download(
-                    self._repo,
-                    self._full(name),
-                    revision=self._revision,
-                    local_files_only=self._cut_off is not None,
-                )
-            )
-        except errors.LocalEntryNotFoundError as error:
-            self._cut_off = self._cut_off or error
-            raise
-        except errors.EntryNotFoundError:
-            raise
-        except errors.GatedRepoError as error:
-            raise HubError(
-                f"{self._repo} asks for its conditions to be accepted: open its page on the hub, "
-                "accept them, then run `hf auth login`"
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise HubError(
-                f"there is no hub repository {self._repo} (nor a local folder of that name), or "
-                "it is private. Check the spelling; for a private one run `hf auth login`."
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise HubError(f"{self._repo} has no revision {self._revision!r}") from error
-        except errors.HFValidationError as error:
-            raise HubError(f"{self._repo} is no repository id ({error})") from error
-        except OSError as error:  # no network, a refused connection, a full disk
-            self._cut_off = self._cut_off or error
-            raise errors.LocalEntryNotFoundError(str(error)) from error
-
-    def _unreachable(self, name: str, error: BaseException) -> str:
-        from huggingface_hub import constants
-
-        files = _MIMI_FILES if self._repo == DEFAULT_MIMI or self._folder else _MODEL_FILES
-        if self._full(name) not in files:
-            files = (*files, self._full(name))
-        target = self._put or Path(self._repo.split("/")[1])
-        revision = f" --revision {self._revision}" if self._revision else ""
-        detail = "".join(f" ({line[:160]})" for line in str(error).splitlines()[:1])
-        how = f"the hub could not be reached{detail}"
-        if constants.HF_HUB_OFFLINE:
-            how = "the hub is switched off by HF_HUB_OFFLINE"
-        use = (
-            "the files are then found there"
-            if self._put
-            else f"pass the folder (here {target}) instead of {self._repo}"
-        )
-        return (
-            f"{self._full(name)} of {self._repo} is not in the local cache, and {how}.\n"
-            f"Where there is a network, run\n"
-            f"  hf download {self._repo} {' '.join(files)}{revision} --local-dir {target}\n"
-            f"and copy the folder here: {use}."
-        )
-
-
-_MODEL_FILES = (CONFIG, WEIGHTS, TOKENIZER, *TOKENIZER_EXTRAS)
-_MIMI_FILES = (CONFIG, WEIGHTS)
-
-
-def _home(name: str | Path, revision: str | None, kind: str) -> _Folder | _Repository:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        wanted = _MODEL_FILES[:3] if kind == "model" else _MIMI_FILES
-        return _Folder(path, wanted)
-    text = str(name)
-    if path.exists():
-        raise HubError(f"{text} is a file; name the folder that holds the {kind}'s files")
-    if isinstance(name, Path) or not is_repository_id(text):
-        raise HubError(
-            f"there is no folder {text}, and it is no hub repository either (owner/name, such as "
-            "nari-labs/Dia2-1B)"
-        )
-    return _Repository(text, revision)
-
-
-def _weights(home: _Folder | _Repository, named: str | None) -> Path:
+def _weights(home: Folder | Repository, named: str | None) -> Path:
     if named:
         file = home.required(named)
         if named.endswith(".index.json"):
@@ -374,7 +251,7 @@ def _weights(home: _Folder | _Repository, named: str | None) -> Path:
     return home.required(WEIGHTS) if found is None else found
 
 
-def _tokenizer(home: _Folder | _Repository, named: str | None, fallback: Any) -> Path:
+def _tokenizer(home: Folder | Repository, named: str | None, fallback: Any) -> Path:
     if named:
         return _tokenizer_at(_named(home, named, "tokenizer", TOKENIZER))
     if home.optional(TOKENIZER) is None and isinstance(fallback, str) and fallback:
@@ -382,7 +259,7 @@ def _tokenizer(home: _Folder | _Repository, named: str | None, fallback: Any) ->
     return _tokenizer_at(home)
 
 
-def _tokenizer_at(place: _Folder | _Repository | Path) -> Path:
+def _tokenizer_at(place: Folder | Repository | Path) -> Path:
     if isinstance(place, Path):
         return place
     for name in TOKENIZER_EXTRAS:
@@ -390,7 +267,7 @@ def _tokenizer_at(place: _Folder | _Repository | Path) -> Path:
     return place.required(TOKENIZER)
 
 
-def _named_mimi(home: _Folder | _Repository, name: Any) -> MimiFiles:
+def _named_mimi(home: Folder | Repository, name: Any) -> MimiFiles:
     if not isinstance(name, str):
         raise ConfigError(f"{home}: assets.mimi must be a folder or a repository id")
     place = _named(home, name, "mimi", CONFIG)
@@ -398,19 +275,19 @@ def _named_mimi(home: _Folder | _Repository, name: Any) -> MimiFiles:
 
 
 def _named(
-    home: _Folder | _Repository, name: str, kind: str, probe: str
-) -> _Folder | _Repository | Path:
+    home: Folder | Repository, name: str, kind: str, probe: str
+) -> Folder | Repository | Path:
     """What a manifest or config means by `name`: part of the model, a local path, a repository.
 
     A file comes back as its path.
     """
     inside = name.removeprefix("./").rstrip("/")
-    if isinstance(home, _Folder) and (home.place_for(inside) or Path()).is_file():
+    if isinstance(home, Folder) and (home.place_for(inside) or Path()).is_file():
         return home.required(inside)
     part = home.part(inside)
-    if part is not None and (isinstance(part, _Folder) or part.optional(probe) is not None):
+    if part is not None and (isinstance(part, Folder) or part.optional(probe) is not None):
         return part
-    return _home(name, None, kind)
+    return find_home(name, None, kind)
 
 
 def _config_beside(weights: Path) -> Path | None:
@@ -419,32 +296,20 @@ def _config_beside(weights: Path) -> Path | None:
     own, other = weights.parent / KYUTAI_CONFIG, weights.parent / CONFIG
     if own.is_file():
         return own
-    return other if other.is_file() and _read_json(other).get("model_type") == "mimi" else None
+    return other if other.is_file() and read_json(other).get("model_type") == "mimi" else None
 
 
-def _holds_codec(place: _Folder | _Repository) -> bool:
-    if isinstance(place, _Repository):
+def _holds_codec(place: Folder | Repository) -> bool:
+    if isinstance(place, Repository):
         return place.optional(CONFIG) is not None
     return any(place.optional(name) for name in (CONFIG, KYUTAI_CONFIG)) or bool(place.weights())
 
 
-def _mimi_files(place: _Folder | _Repository) -> MimiFiles:
+def _mimi_files(place: Folder | Repository) -> MimiFiles:
     weights = place.weights()
     config = place.optional(CONFIG) or place.optional(KYUTAI_CONFIG)
     if weights is None:
         weights = place.required(WEIGHTS)
-    if config is None and isinstance(place, _Repository):
+    if config is None and isinstance(place, Repository):
         config = place.required(CONFIG)
     return MimiFiles(weights, config)
-
-
-def _read_json(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HubError(f"{path}: not valid JSON ({error}); download it again") from None
-    if not isinstance(content, dict):
-        raise HubError(f"{path}: not a JSON object; download it again")
-    return content

@@ -91,6 +91,31 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as `train.package` writes it for the package; do not write into it."""
+    from dia2_jax.generation.defaults import write_defaults
+    from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
+    from train.package import package_model
+
+    folder = tmp_path_factory.mktemp("packaged")
+    settings = GenerationConfig(
+        audio=SamplingConfig(0.4, 9), cfg_scale=1.0, initial_padding=1, max_padding=3
+    )
+    write_defaults(folder / "settings.json", settings)
+    package_model(ROOT / "tests/golden/parity", folder / "model", defaults=folder / "settings.json")
+    return folder / "model"
+
+
+@pytest.fixture
+def nano(packaged: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, as the model that the package holds."""
+    from dia2_jax import hub
+
+    monkeypatch.setattr(hub, "nano_folder", lambda: packaged)
+    return packaged
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_model_folder: Path) -> Any:
     """The same, loaded. Its programs compile once for all tests that share settings."""
     from dia2_jax import Dia2

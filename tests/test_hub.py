@@ -57,7 +57,7 @@ def build(kind):
 def fake(tmp_path, monkeypatch):
     fake = FakeHub(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.download)
-    fill(fake.root / "kyutai/mimi", hub._MIMI_FILES)
+    fill(fake.root / "kyutai/mimi", hub.MIMI_FILES)
     fill(fake.root / "nari/dia")
     return fake
 
@@ -93,9 +93,18 @@ def test_a_repository_downloads_only_what_is_needed(fake):
     assert files.mimi.weights == fake.root / "kyutai/mimi/model.safetensors"
     found = {(repo, name) for repo, name, _ in fake.downloads if (fake.root / repo / name).exists()}
     assert found == {("nari/dia", name) for name in (*PUBLISHED, "special_tokens_map.json")} | {
-        ("kyutai/mimi", name) for name in hub._MIMI_FILES
+        ("kyutai/mimi", name) for name in hub.MIMI_FILES
     }
     assert all(revision == "abc" for repo, _, revision in fake.downloads if repo == "nari/dia")
+
+
+def test_generation_settings_of_a_model_are_optional(fake, tmp_path):
+    assert hub.resolve("nari/dia").generation is None
+    folder = fill(tmp_path / "model", (*PUBLISHED, "mimi/config.json", "mimi/model.safetensors"))
+    assert hub.resolve(folder).generation is None
+    for root, name in ((fake.root / "nari/dia", "nari/dia"), (folder, folder)):
+        fill(root, (hub.GENERATION,))
+        assert hub.resolve(name).generation == root / "dia2_generation.json"
 
 
 def test_shards_are_downloaded_with_their_index(fake):
@@ -121,7 +130,7 @@ def test_manifest_names_other_files_and_places(fake, tmp_path, where):
     names = ("small.json", "weights/small.safetensors", "words/tokenizer.json")
     root = tmp_path / "model" if where == "local" else fake.root / "nari/dia"
     fill(root, (*PUBLISHED, *names), dia2_assets=manifest)
-    fill(fake.root / "other/codec", hub._MIMI_FILES)
+    fill(fake.root / "other/codec", hub.MIMI_FILES)
     files = hub.resolve(root if where == "local" else "nari/dia")
     assert files.config == root / "small.json"
     assert files.weights == root / "weights/small.safetensors"
@@ -130,7 +139,7 @@ def test_manifest_names_other_files_and_places(fake, tmp_path, where):
 
 
 def test_manifest_may_name_repositories_and_local_places(fake, tmp_path):
-    codec = fill(tmp_path / "codec", hub._MIMI_FILES)
+    codec = fill(tmp_path / "codec", hub.MIMI_FILES)
     manifest = {"tokenizer": "nari/dia", "mimi": str(codec)}
     folder = fill(tmp_path / "model", PUBLISHED[:2], dia2_assets=manifest)
     files = hub.resolve(folder)
@@ -162,14 +171,14 @@ def test_manifest_mistakes_are_named(tmp_path, forbidden):
 def test_mimi_is_the_first_of_argument_manifest_config_subfolder_hub(fake, tmp_path):
     places = {}
     for name in ("argument", "manifest", "config"):
-        places[name] = fill(tmp_path / name, hub._MIMI_FILES)
+        places[name] = fill(tmp_path / name, hub.MIMI_FILES)
     folder = fill(tmp_path / "model")
 
     def found(**kwargs):
         return hub.resolve(folder, **kwargs).mimi.config.parent
 
     assert found() == fake.root / "kyutai/mimi"
-    fill(folder / "mimi", hub._MIMI_FILES)
+    fill(folder / "mimi", hub.MIMI_FILES)
     assert found() == folder / "mimi"
     fill(folder, (), config={"assets": {"mimi": str(places["config"])}})
     assert found() == places["config"]
@@ -187,7 +196,7 @@ def test_tokenizer_of_the_folder_comes_before_the_one_the_config_names(fake, tmp
 
 
 def test_mimi_in_a_subfolder_of_the_repository(fake):
-    fill(fake.root / "nari/dia/mimi", hub._MIMI_FILES)
+    fill(fake.root / "nari/dia/mimi", hub.MIMI_FILES)
     assert hub.resolve("nari/dia").mimi.weights == fake.root / "nari/dia/mimi/model.safetensors"
 
 
@@ -267,7 +276,7 @@ def test_unreachable_hub_says_file_command_and_place(fake, tmp_path):
     assert "model.safetensors of kyutai/mimi is not in the local cache" in message
     command = f"hf download kyutai/mimi config.json model.safetensors --local-dir {folder / 'mimi'}"
     assert command in message
-    fill(folder / "mimi", hub._MIMI_FILES)
+    fill(folder / "mimi", hub.MIMI_FILES)
     assert hub.resolve(folder).mimi.config == folder / "mimi/config.json"
 
 

@@ -37,7 +37,7 @@ def task_of(name: str, raw: dict[str, Any], where: str) -> Task:
     return Dia2Task(validate(Dia2TrainingConfig, raw, where), name, data=False)
 
 
-def _replaceable(out: Path) -> bool:
+def replaceable(out: Path) -> bool:
     """Whether a folder is empty, or holds a checkpoint in the published layout."""
     return out.is_dir() and ((out / "config.json").is_file() or not any(out.iterdir()))
 
@@ -65,7 +65,7 @@ def main(run: Path, out: Path, step: str | None, overwrite: bool) -> None:
         raise ConfigError(f"--step {step!r}: expected a number of steps, or best")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists; choose another folder or pass --overwrite")
-    if out.exists() and not _replaceable(out):
+    if out.exists() and not replaceable(out):
         raise ConfigError(
             f"{out}: is no exported checkpoint, so it is not replaced; choose another"
         )

@@ -23,11 +23,14 @@ codec_options = apply(
     [
         click.option(
             "--mimi",
-            metavar="DIR|FILE|REPO",
-            help="The codec, in either published layout; kyutai/mimi by default.",
+            metavar="DIR|FILE|REPO|nano",
+            help="The codec, in either published layout, or nano; kyutai/mimi by default.",
         ),
         click.option(
-            "--model", "-m", metavar="DIR|REPO", help="Take the codec that this Dia2 model uses."
+            "--model",
+            "-m",
+            metavar="DIR|REPO|nano",
+            help="Take the codec that this Dia2 model uses.",
         ),
     ]
 )

@@ -69,7 +69,7 @@ def generate(
     speaker of what follows, <break time="0.5s"/> is a pause, (laughs) and the like are sounds.
 
     \b
-      dia2-jax generate "[S1] Hello. [S2] Hi!" -m DIR -o hello.wav --json hello.json
+      dia2-jax generate "[S1] Hello. [S2] Hi!" -o hello.wav --json hello.json
       dia2-jax generate talk.txt -m DIR -o talk.wav \\
           --voice-1 anna.wav --transcript-1 "This is how I sound." --voice-2 ben.voice
     """
@@ -82,8 +82,9 @@ def generate(
 
         require_speakable([])
     seed = options.pop("seed")
-    settings, prompts = take_settings(options), Prompts(options)
+    given, prompts = take_settings(options), Prompts(options)
     model, names = take_model(options)
+    settings = given.over(model.defaults)
     voices = prompts.prepare(model)
     with Meter(model.frame_rate) as meter:
         result = model.generate(text, settings, voices=voices, seed=seed, progress=meter)

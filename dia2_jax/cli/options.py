@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dia2_jax.cli.terminal import note
-from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
+from dia2_jax.generation.settings import GenerationConfig
+from dia2_jax.hub import NANO
 
 if TYPE_CHECKING:
     from dia2_jax.engine import Dia2
@@ -44,26 +47,22 @@ class Finite(click.FloatRange):
         return number
 
 
-def _model_needed(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
-    if value is None:
-        raise click.UsageError(
-            "--model is needed: the folder of a checkpoint in the published Dia2 layout, or a "
-            "repository of the Hugging Face hub such as nari-labs/Dia2-1B. There is no default "
-            "checkpoint."
-        )
-    return value
+def default_of_model(library: object) -> str:
+    """What help says of a setting that a model may have a default of its own for."""
+    return f"the model's, else {library}"
 
 
 MODEL = click.option(
     "--model",
     "-m",
-    metavar="DIR|REPO",
-    callback=_model_needed,
-    help="Checkpoint: a folder in the published layout (or one that `convert` wrote), or a hub "
-    "repository such as nari-labs/Dia2-1B.  [required]",
+    metavar="DIR|REPO|nano",
+    show_default=NANO,
+    help="Checkpoint: a folder in the published layout (or one that `convert` wrote), a hub "
+    "repository such as nari-labs/Dia2-1B, or nano, the small model that is installed with this "
+    "program (./nano is a folder).",
 )
 MIMI = click.option(
-    "--mimi", metavar="DIR|REPO", help="The codec, if not the one that the checkpoint names."
+    "--mimi", metavar="DIR|REPO|nano", help="The codec, if not the one that the checkpoint names."
 )
 RECOGNIZER = click.option(
     "--recognizer",
@@ -100,51 +99,51 @@ sampling_options = apply(
         click.option(
             "--text-temperature",
             type=Finite(min=0),
-            default=_DEFAULTS.text.temperature,
-            show_default=True,
+            show_default=default_of_model(_DEFAULTS.text.temperature),
             help="Of the choice when the next word starts; 0 takes the likeliest.",
         ),
         click.option(
             "--text-top-k",
             type=click.IntRange(min=0),
-            default=_DEFAULTS.text.top_k,
-            show_default=True,
+            show_default=default_of_model(_DEFAULTS.text.top_k),
             help="Candidates of that choice; 0 for all.",
         ),
         click.option(
             "--audio-temperature",
             type=Finite(min=0),
-            default=_DEFAULTS.audio.temperature,
-            show_default=True,
+            show_default=default_of_model(_DEFAULTS.audio.temperature),
             help="Of the choice of audio codes; 0 takes the likeliest.",
         ),
         click.option(
             "--audio-top-k",
             type=click.IntRange(min=0),
-            default=_DEFAULTS.audio.top_k,
-            show_default=True,
+            show_default=default_of_model(_DEFAULTS.audio.top_k),
             help="Candidates of that choice; 0 for all.",
         ),
         click.option(
             "--cfg-scale",
             type=Finite(min=0, min_open=True),
-            default=_DEFAULTS.cfg_scale,
-            show_default=True,
+            show_default=default_of_model(_DEFAULTS.cfg_scale),
             help="Classifier-free guidance; 1 turns it off, which halves the work.",
         ),
         click.option(
             "--cfg-filter-k",
             type=click.IntRange(min=0),
-            default=_DEFAULTS.cfg_filter_k,
-            show_default=True,
+            show_default=default_of_model(_DEFAULTS.cfg_filter_k),
             help="Candidates that guidance keeps; 0 for all.",
         ),
         click.option(
             "--initial-padding",
             type=click.IntRange(min=0),
-            default=_DEFAULTS.initial_padding,
-            show_default=True,
+            show_default=default_of_model(_DEFAULTS.initial_padding),
             help="Frames (80 ms) before the first word may start.",
+        ),
+        click.option(
+            "--max-padding",
+            type=click.IntRange(min=1),
+            show_default=default_of_model(_DEFAULTS.max_padding),
+            help="Frames without a word after which the next one starts on its own, and frames "
+            "after the last.",
         ),
         click.option(
             "--prefix-plan",
@@ -163,32 +162,52 @@ sampling_options = apply(
 )
 
 _SETTINGS = (
-    "text_temperature", "text_top_k", "audio_temperature", "audio_top_k", "cfg_scale",
-    "cfg_filter_k", "initial_padding", "prefix_plan", "include_prefix",
+    "cfg_scale", "cfg_filter_k", "initial_padding", "max_padding", "prefix_plan", "include_prefix",
 )  # fmt: skip
+_SAMPLING = ("temperature", "top_k")
 
 
-def take_settings(options: dict[str, Any]) -> GenerationConfig:
-    """The settings of :data:`sampling_options`, taken out of ``options``."""
-    value = {name: options.pop(name) for name in _SETTINGS}
-    return GenerationConfig(
-        text=SamplingConfig(value["text_temperature"], value["text_top_k"]),
-        audio=SamplingConfig(value["audio_temperature"], value["audio_top_k"]),
-        cfg_scale=value["cfg_scale"],
-        cfg_filter_k=value["cfg_filter_k"],
-        initial_padding=value["initial_padding"],
-        prefix_plan=value["prefix_plan"],
-        include_prefix=value["include_prefix"],
-    )
+@dataclass(frozen=True)
+class Settings:
+    """The settings that a user gave; the rest are the model's.
+
+    Attributes:
+      whole: fields of ``GenerationConfig``.
+      parts: fields of ``SamplingConfig``, for ``text`` and ``audio``.
+    """
+
+    whole: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+
+    def over(self, defaults: GenerationConfig) -> GenerationConfig:
+        """The settings to use with a model of these defaults."""
+        parts = {
+            name: dataclasses.replace(getattr(defaults, name), **given)
+            for name, given in self.parts.items()
+        }
+        return dataclasses.replace(defaults, **parts, **self.whole)
+
+
+def take_settings(options: dict[str, Any]) -> Settings:
+    """What was given of :data:`sampling_options`, taken out of ``options``."""
+
+    def given(names: dict[str, str]) -> dict[str, Any]:
+        values = {field: options.pop(option) for field, option in names.items()}
+        return {field: value for field, value in values.items() if value is not None}
+
+    parts = {
+        name: given({field: f"{name}_{field}" for field in _SAMPLING}) for name in ("text", "audio")
+    }
+    return Settings(given({name: name for name in _SETTINGS}), parts)
 
 
 def take_model(options: dict[str, Any]) -> tuple[Dia2, dict[str, Any]]:
     """Load the model of :data:`model_options`, taken out of ``options``; and how it was named."""
     names = {name: options.pop(name) for name in ("model", "mimi", "revision", "dtype")}
-    note(f"loading {names['model']}")
+    note(f"loading {names['model'] or NANO}")
     from dia2_jax.engine import Dia2
 
     model = Dia2.from_pretrained(
         names["model"], dtype=names["dtype"], mimi=names["mimi"], revision=names["revision"]
     )
-    return model, names
+    return model, {**names, "model": names["model"] or NANO}

@@ -89,7 +89,7 @@ def main() -> None:
     """Dia2 in JAX: dialogue text to speech, streamed while the text is being written.
 
     \b
-      dia2-jax generate "[S1] Hello. [S2] Hi!" -m nari-labs/Dia2-1B -o hello.wav
+      dia2-jax generate "[S1] Hello. [S2] Hi!" -o hello.wav
       llm "Tell me a story" | dia2-jax stream -m nari-labs/Dia2-1B | aplay
     """
 

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 _READ_BYTES = 65_536
 
 
-@click.command(
-    no_args_is_help=True, short_help="Speak text from standard input while it is being written."
-)
+@click.command(short_help="Speak text from standard input while it is being written.")
 @model_options
 @click.option(
     "--output",
@@ -89,15 +87,16 @@ def stream(
     Ctrl-C stops at once: a WAV file then holds what was said so far.
 
     \b
-      llm "Tell me a story" | dia2-jax stream -m DIR | aplay
+      llm "Tell me a story" | dia2-jax stream | aplay
       llm "Tell me a story" | dia2-jax stream -m DIR --raw | aplay -f S16_LE -r 24000
     """
     refuse_one_target(output, json_target)
     if output == "-":
         refuse_terminal("the audio")
     seed = options.pop("seed")
-    settings, prompts = take_settings(options), Prompts(options)
+    given, prompts = take_settings(options), Prompts(options)
     model, names = take_model(options)
+    settings = given.over(model.defaults)
     voices = prompts.prepare(model)
     note("compiling")
     model.warm_up(settings, voices=voices, chunk_frames=chunk_frames)

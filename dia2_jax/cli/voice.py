@@ -10,6 +10,7 @@ from dia2_jax.cli.files import EXISTING_FILE, OutputPath, text_or_file
 from dia2_jax.cli.options import MIMI, MODEL, RECOGNIZER
 from dia2_jax.cli.prompts import TRANSCRIPT_HELP, WORDS_HELP
 from dia2_jax.cli.terminal import note, talk_options
+from dia2_jax.hub import NANO
 
 
 @click.command(no_args_is_help=True, short_help="Prepare a recording as a voice.")
@@ -24,7 +25,7 @@ from dia2_jax.cli.terminal import note, talk_options
 def voice(
     audio: Path,
     output: str,
-    model: str,
+    model: str | None,
     mimi: str | None,
     words: Path | None,
     transcript: str | None,
@@ -40,7 +41,7 @@ def voice(
         raise click.UsageError("--words and --transcript exclude each other")
     if transcript is not None:
         transcript = text_or_file(transcript)
-    note(f"loading the codec of {model}")
+    note(f"loading the codec of {model or NANO}")
     from dia2_jax import hub
     from dia2_jax.config import load_dia2_config
     from dia2_jax.convert.models import load_mimi

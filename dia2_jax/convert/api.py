@@ -42,7 +42,7 @@ Form = Literal["published", "orbax", "hf", "kyutai"]
 _CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
     "merges.txt", "added_tokens.json", "preprocessor_config.json", "generation_config.json",
-    "README.md", "LICENSE", "NOTICE",
+    hub.GENERATION, "README.md", "LICENSE", "NOTICE",
 )  # fmt: skip
 
 

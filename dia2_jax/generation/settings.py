@@ -57,6 +57,8 @@ class SamplingConfig:
 class GenerationConfig:
     """Settings of a generation or a session.
 
+    A model may have defaults of its own: ``Dia2.defaults``.
+
     Attributes:
       text: how actions (start a word / pad) are drawn.
       audio: how codes are drawn.

@@ -210,8 +210,9 @@ def frame_step(
     def process(
         row: MachineState, text: TextQueue, step: Array, action: Array, max_padding: Array
     ) -> tuple[MachineState, MachineOutput]:
-        known = {"ids": options.ids, "ahead": ahead, "max_padding": max_padding}
-        return word_machine.process(row, text, step, action, **known)
+        return word_machine.process(
+            row, text, step, action, ids=options.ids, ahead=ahead, max_padding=max_padding
+        )
 
     machine, spoken = jax.vmap(process)(
         state.machine, queue, state.frame, action, settings.max_padding

@@ -192,11 +192,39 @@ def test_defaults_are_the_library_s(generate: Any, asked: list[Any]) -> None:
     assert generate.loaded == [{"dtype": "float32", "mimi": None, "revision": None}]
 
 
+def test_the_model_s_own_defaults_hold_where_an_option_is_not_given(
+    generate: Any, asked: list[Any], tiny_model: Dia2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = GenerationConfig(
+        text=SamplingConfig(0.1, 11),
+        audio=SamplingConfig(0.2, 12),
+        cfg_scale=1.0,
+        cfg_filter_k=13,
+        initial_padding=4,
+        max_padding=9,
+    )
+    monkeypatch.setattr(tiny_model, "defaults", own)
+    assert generate(SCRIPT, "--json", "out.json").exit_code == 0
+    assert asked[-1]["config"] == own
+    assert json.loads(Path("out.json").read_text())["settings"] == dataclasses.asdict(own)
+    # A value that happens to be the library's own counts as given.
+    given = ("--audio-temperature", 0.8, "--text-top-k", 50, "--max-padding", 6, "--cfg-scale", 2)
+    assert generate(SCRIPT, *given).exit_code == 0
+    assert asked[-1]["config"] == dataclasses.replace(
+        own,
+        text=SamplingConfig(0.1, 50),
+        audio=SamplingConfig(0.8, 12),
+        cfg_scale=2.0,
+        max_padding=6,
+    )
+
+
 def test_every_setting_reaches_the_model(generate: Any, asked: list[Any]) -> None:
     run = generate(
         SCRIPT,
         *("--text-temperature", 0.1, "--text-top-k", 11, "--audio-temperature", 0.2),
         *("--audio-top-k", 12, "--cfg-scale", 3.5, "--cfg-filter-k", 13, "--initial-padding", 4),
+        *("--max-padding", 15),
         *("--prefix-plan", "upstream", "--include-prefix", "--seed", 99),
         *("--dtype", "bfloat16", "--mimi", "codec", "--revision", "v1"),
     )
@@ -207,6 +235,7 @@ def test_every_setting_reaches_the_model(generate: Any, asked: list[Any]) -> Non
         cfg_scale=3.5,
         cfg_filter_k=13,
         initial_padding=4,
+        max_padding=15,
         include_prefix=True,
         prefix_plan="upstream",
     )
@@ -222,6 +251,7 @@ def test_every_setting_reaches_the_model(generate: Any, asked: list[Any]) -> Non
         ("--cfg-scale", "0", "0.0 is not in the range x>0"),
         ("--cfg-scale", "inf", "'inf' is not a finite number"),
         ("--audio-top-k", "1.5", "'1.5' is not a valid integer"),
+        ("--max-padding", "0", "0 is not in the range x>=1"),
         ("--seed", "-1", "-1 is not in the range 0<=x<=4294967295"),
         ("--dtype", "float16", "'float16' is not one of 'float32', 'bfloat16'"),
         ("--voice-1", "none.wav", "File 'none.wav' does not exist"),
@@ -242,12 +272,6 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(
         run = generate(SCRIPT, output=place)
         assert run.exit_code == 2 and reason in run.stderr
     assert asked == [] and generate.loaded == []
-
-
-def test_a_model_is_needed(command: Any) -> None:
-    run = command("generate", SCRIPT, "-o", "out.wav")
-    assert run.exit_code == 2
-    assert "--model is needed" in run.stderr and "There is no default checkpoint" in run.stderr
 
 
 # ------------------------------------------------------------------------------------------- voices

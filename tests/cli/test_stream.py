@@ -51,6 +51,23 @@ def samples(raw: bytes) -> np.ndarray:
 # ---------------------------------------------------------------------------------- in this process
 
 
+def test_nothing_needs_to_be_said(
+    command: Any, tiny_model: Dia2, stdin_pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No model, no options: text on standard input to nano's voice on standard output."""
+    asked: list[str | None] = []
+
+    def from_pretrained(name: str | None, **_: Any) -> Dia2:
+        asked.append(name)
+        return tiny_model
+
+    monkeypatch.setattr(Dia2, "from_pretrained", from_pretrained)
+    stdin_pipe(b"Yes.")
+    stdin_pipe(b"")
+    run = command("stream")
+    assert run.exit_code == 0 and run.stdout_bytes[:4] == b"RIFF" and asked == [None]
+
+
 def test_wav_to_standard_output(stream: Any, said: np.ndarray) -> None:
     run = stream(SCRIPT.encode(), "--seed", 2)
     assert run.exit_code == 0, run.stderr
