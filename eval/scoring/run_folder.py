@@ -1,0 +1,142 @@
+"""The folder of a run: what is in it, and when a run may go on in it.
+
+    OUT/run.json  utterances.jsonl  audio/<source>/<set>/<id>.wav  summary.json  report.md
+
+``run.json`` says what the scores depend on (``identity``) and what else is good to know. A run goes
+on where it stopped if its identity is still the same; rows that are there are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dia2_jax.errors import ConfigError, DataError
+from eval.scoring.metric import Row
+from eval.scoring.takes import GENERATED
+
+FORMAT = 1
+
+#: What tells rows of a run apart.
+Key = tuple[str, str, str, int | None]
+
+
+class RunFolder:
+    """Rows of a run, one by one on disk.
+
+    Attributes:
+      path: the folder.
+      rows: what has been scored, by :func:`key`.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """
+        Raises:
+          ConfigError: the folder holds something else, or a run with another identity.
+          DataError: its rows cannot be read.
+        """
+        self.path = path
+        self._identity = json.loads(json.dumps({"format": FORMAT, **identity}))
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: is a file; name a folder for the run with --out")
+        if (path / "run.json").is_file():
+            self._refuse_another()
+        elif path.is_dir() and any(path.iterdir()):
+            raise ConfigError(f"{path}: holds files but no run; name another folder with --out")
+        path.mkdir(parents=True, exist_ok=True)
+        self.rows: dict[Key, Row] = {key(row): row for row in self._stored()}
+
+    def describe(self, about: Mapping[str, Any]) -> None:
+        """Write ``run.json``: the identity, and what else is good to know of this start."""
+        self.write_json("run.json", {"identity": self._identity, **about})
+
+    def add(self, row: Row) -> None:
+        """Append a row; it survives whatever happens next."""
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.rows[key(row)] = row
+
+    def audio(self, row_key: Key) -> Path:
+        """Where the audio of a row is kept."""
+        name, identifier, source, seed = row_key
+        stem = re.sub(r"[^\w.-]", "_", identifier)
+        if stem != identifier:  # other ids may become the same
+            stem += f"-{zlib.crc32(identifier.encode()):08x}"
+        if source == GENERATED:
+            stem += f"-s{seed}"
+        return self.path / "audio" / source / name / f"{stem}.wav"
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a file of the folder, whole or not at all."""
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all."""
+        temporary = self.path / f".{name}.{secrets.token_hex(4)}.part"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "utterances.jsonl"
+
+    def _refuse_another(self) -> None:
+        place = self.path / "run.json"
+        try:
+            old = json.loads(place.read_text(encoding="utf-8"))["identity"]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"{place}: cannot be read, so nobody knows what its rows belong to; name another "
+                "folder with --out"
+            ) from None
+        changed = _changes(old, self._identity)
+        if changed:
+            raise ConfigError(
+                f"{self.path}: holds another run: {'; '.join(changed)}. Name another folder with "
+                "--out, or give what this one was started with"
+            )
+
+    def _stored(self) -> Iterator[Row]:
+        if not self._file.is_file():
+            return
+        data = self._file.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:  # a row that was being written when the run was stopped
+            with self._file.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                key(row)
+            except (ValueError, KeyError, TypeError):
+                raise DataError(
+                    f"{self._file}:{number}: is no row of a run; delete the line, and it is "
+                    "measured again"
+                ) from None
+            yield row
+
+
+def key(row: Row) -> Key:
+    """Set, id, source and run seed (None for what no model made)."""
+    return row["set"], row["id"], row["source"], row["seed"]
+
+
+def _changes(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """What differs between two nested objects, by dotted name."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            change
+            for name in dict.fromkeys([*old, *new])
+            for change in _changes(old.get(name), new.get(name), f"{prefix}.{name}".lstrip("."))
+        ]
+    if old == new:
+        return []
+    return [f"{prefix} was {json.dumps(old)[:60]}, now {json.dumps(new)[:60]}"]

