@@ -271,7 +271,7 @@ class Rows:
             return False
         if self._queue is None:
             arrays = [row.queue.arrays() for row in self.rows]
-            self._queue = jax.tree.map(lambda *fields: jnp.asarray(np.stack(fields)), *arrays)
+            self._queue = jax.tree.map(lambda *fields: jax.device_put(np.stack(fields)), *arrays)
             self._start_rows()
             ahead = self.model.data.second_stream_ahead
             ready = np.asarray(compiled_ready(self._state.machine, self._queue, ahead=ahead))

@@ -36,7 +36,8 @@ class RowSettings:
         """Settings of one config a row."""
 
         def column(values: list[float], dtype: type) -> Array:
-            return jnp.asarray(np.array(values, dtype))
+            # Not jnp.asarray, which compiles a program for every shape of a numpy array.
+            return jax.device_put(np.array(values, dtype))
 
         return cls(
             text_temperature=column([c.text.temperature for c in configs], np.float32),

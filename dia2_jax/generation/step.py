@@ -387,21 +387,37 @@ def initial_state(
     guided: bool,
 ) -> GenerationState:
     """State of B rows before step 0, without a prefix; one seed and padding a row."""
-    batch = len(seeds)
     config = model.config
-    machine = jax.vmap(word_machine.init_state)(jnp.asarray(initial_padding, jnp.int32))
-    # Fields that start out equal share a buffer, and a donated state may hold no buffer twice.
-    machine = jax.tree.map(lambda value: jnp.array(value, copy=True), machine)
     # An upstream warm-up decodes one position twice, hence one slot more than the context.
     slots = config.runtime.max_context_steps + 1
+    rows = len(seeds) * (2 if guided else 1)
+    small = _fresh_rows(
+        np.array(seeds, np.uint32),
+        np.array(initial_padding, np.int32),
+        ids=ids,
+        codebooks=config.data.codebooks,
+        bos=config.data.audio_bos,
+    )
+    return replace(small, cache=model.transformer.init_cache(rows, slots))
+
+
+@functools.partial(jax.jit, static_argnames=("ids", "codebooks", "bos"))
+def _fresh_rows(
+    seeds: Array, padding: Int[Array, " B"], *, ids: TokenIds, codebooks: int, bos: int
+) -> GenerationState:
+    """All but the caches, by one program: made one by one, the fields are a dozen to compile."""
+    batch = len(seeds)
+    machine = jax.vmap(word_machine.init_state)(padding)
+    # Fields that start out equal share a buffer, and a donated state may hold no buffer twice.
+    machine = jax.tree.map(lambda value: jnp.array(value, copy=True), machine)
     return GenerationState(
-        cache=model.transformer.init_cache(batch * (2 if guided else 1), slots),
+        cache=(),
         machine=machine,
         frame=jnp.zeros(batch, jnp.int32),
         slot_offset=jnp.zeros(batch, jnp.int32),
         text=jnp.tile(jnp.asarray([[ids.bos, ids.pad]], jnp.int32), (batch, 1)),
-        codes=jnp.full((batch, config.data.codebooks), config.data.audio_bos, jnp.int32),
-        keys=jax.vmap(jax.random.key)(jnp.asarray(np.array(seeds, np.uint32))),
+        codes=jnp.full((batch, codebooks), bos, jnp.int32),
+        keys=jax.vmap(jax.random.key)(seeds),
         done=jnp.zeros(batch, bool),
     )
 
