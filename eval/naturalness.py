@@ -5,6 +5,7 @@ Here are the options and the loop; what is measured is in `eval.scoring`, a modu
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import shlex
 import sys
@@ -19,7 +20,6 @@ import dia2_jax
 from dia2_jax import hub
 from dia2_jax.audio import write_wav
 from dia2_jax.errors import ConfigError, Dia2Error, NonFiniteError, ScriptError, describe
-from dia2_jax.generation.settings import GenerationConfig
 from eval import latency_machine
 from eval.scoring import sources as making
 from eval.scoring.metric import Metric, Options, Row
@@ -39,7 +39,7 @@ a JSON Lines file, such as a corpus manifest. Where a prompt has a recording, th
 codec resynthesis are scored too: they are the ceilings of what the model can reach.
 
 \b
-Settings are those of generation: cfg_scale=1.0 audio.temperature=0.35 text.top_k=20 …
+Settings are the model's own but for those given: cfg_scale=1.0 audio.temperature=0.35 …
 
 \b
 Measured, if its packages are installed (else one line says what to install):
@@ -154,7 +154,7 @@ def conclude(
 def open_studio(
     checkpoint: str,
     wanted: Sequence[str],
-    settings: GenerationConfig,
+    overrides: Sequence[str] = (),
     *,
     dtype: str = "float32",
     mimi: str | None = None,
@@ -164,6 +164,7 @@ def open_studio(
     Args:
       checkpoint: what ``Dia2.from_pretrained`` takes; a codec's folder where nothing is generated.
       wanted: sources of takes; what none of them needs is not loaded.
+      overrides: of the model's own settings, ``name=value``.
 
     Raises:
       HubError, ConfigError, CheckpointError: it cannot be found or loaded.
@@ -177,7 +178,8 @@ def open_studio(
         weights = making.weights_files(files.weights)
         identity["checkpoint"] = making.digest(files.config, files.tokenizer, *weights)
         identity["codec"] = _codec_identity(files.mimi, model.config.data.codebooks)
-        identity["settings"] = {**_nested(settings), "dtype": dtype}
+        settings = making.read_settings(overrides, model.defaults)
+        identity["settings"] = {**dataclasses.asdict(settings), "dtype": dtype}
         return Studio(model, model.codec, model.config.data.codebooks, settings), identity
     if RESYNTHESIS not in wanted:
         return Studio(), identity
@@ -204,12 +206,6 @@ def _codec_identity(files: hub.MimiFiles, codebooks: int) -> dict[str, Any]:
     places = [] if files.config is None else [files.config]
     found = making.digest(*places, *making.weights_files(files.weights))
     return {"sha256": found, "codebooks": codebooks}
-
-
-def _nested(settings: GenerationConfig) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(settings)
 
 
 def _seeds(_: click.Context, __: click.Parameter, value: str) -> list[int]:
@@ -292,11 +288,11 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
 def main(debug: bool, **options: Any) -> None:
     """Generate speech from prompt sets with CHECKPOINT and measure it.
 
-    CHECKPOINT is a model's folder or hub repository.
+    CHECKPOINT is a model's folder, a hub repository, or nano, the model inside the package.
 
     \b
       python -m eval.naturalness checkpoints/Dia2-1B -p lines,dialogues -o runs/1b
-      python -m eval.naturalness runs/nano/export cfg_scale=1.0 -p everyday -o runs/everyday
+      python -m eval.naturalness nano cfg_scale=1.0 -p everyday -o runs/everyday
       python -m eval.naturalness runs/codec/export --codec-only -p corpus/test.jsonl -o runs/codec
     """
     try:
@@ -326,7 +322,7 @@ def _run(
 ) -> None:
     from tqdm import tqdm
 
-    settings = making.read_settings(overrides)
+    making.read_settings(overrides)  # a misspelt one shows before anything is loaded
     whole = read_sets(prompts)
     sets = [each.limited(limit) for each in whole]
     wanted = [name for name in sources if not (codec_only and name == GENERATED)]
@@ -336,7 +332,7 @@ def _run(
             "give a set with recordings, or leave out --codec-only and --sources"
         )
     metrics = open_metrics(Options(asr=asr), lambda text: click.echo(text, err=True))
-    studio, identity = open_studio(checkpoint, wanted, settings, dtype=dtype, mimi=mimi)
+    studio, identity = open_studio(checkpoint, wanted, overrides, dtype=dtype, mimi=mimi)
     identity["prompts"] = {each.name: each.digest for each in whole}
     identity["metrics"] = {metric.name: metric.identity() for metric in metrics}
     folder = RunFolder(out, identity)
@@ -346,7 +342,7 @@ def _run(
     }
     about = {
         "checkpoint": checkpoint,
-        "settings": " ".join(overrides) or "defaults",
+        "settings": " ".join(overrides) or "the model's own",
         "prompts": ", ".join(f"{each.name} ({len(each.prompts)})" for each in sets),
         "seeds": ", ".join(map(str, seeds)),
         "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),

