@@ -9,7 +9,7 @@ from eval.scoring.metric import Metric, Row
 from eval.scoring.summary import ALL
 from eval.scoring.takes import SOURCES
 
-_WORST, _FAILURES = 10, 100
+_WORST, _FAILURES, _LONGEST = 10, 100, 400
 
 
 def report(
@@ -106,10 +106,15 @@ def _worst(rows: Sequence[Row]) -> list[str]:
         scores = row["scores"]["intelligibility"]
         lines += [
             f"- {_name(row)}: {100 * rate(row):.0f} %",
-            f"  - script: {scores['script_normalised']}",
-            f"  - heard: {scores['transcript_normalised'] or '(nothing)'}",
+            f"  - script: {_cut(scores['script_normalised'])}",
+            f"  - heard: {_cut(scores['transcript_normalised']) or '(nothing)'}",
         ]
     return lines
+
+
+def _cut(text: str) -> str:
+    """A recogniser that loops on noise fills pages."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 def _name(row: Mapping[str, Any]) -> str:
