@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,10 @@ _SCALE = 32_768.0
 
 #: Recordings decoded ahead while one is written; libsndfile and soxr release the interpreter.
 _THREADS = 4
+
+#: numpy reads a file's header through Python's parser. With several threads in it one failed, once
+#: in 4,000 files ("AST constructor recursion depth mismatch", Python 3.11.7); so one at a time.
+_HEADERS = threading.Lock()
 
 #: Targets of a waveform ``[W]`` at the codec's rate, one row a frame of the codec.
 Teacher = Callable[[Float[np.ndarray, " W"]], Float[np.ndarray, "T K"]]
@@ -293,10 +298,14 @@ def _from_file(path: Path, name: str, targets: Path | None = None) -> Recording:
     version = " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
     def read(rate: int) -> tuple[np.ndarray, np.ndarray | None]:
-        labels = None if targets is None else np.load(targets, allow_pickle=False)
-        return read_audio(path, rate), labels
+        return read_audio(path, rate), None if targets is None else _load_targets(targets)
 
     return Recording(name, version, read)
+
+
+def _load_targets(path: Path) -> np.ndarray:
+    with _HEADERS:
+        return np.asarray(np.load(path, allow_pickle=False))
 
 
 def _from_manifest(manifest: Path) -> Iterator[Recording]:
