@@ -6,8 +6,11 @@ import importlib
 import json
 import re
 import shlex
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 from click.testing import CliRunner
 from corpus_files import write_files
@@ -17,6 +20,24 @@ from dia2_jax.cli import main as dia2_jax
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "nano" / "README.md"
+
+#: Shapes so small that compiling is most of the work, by file.
+SHAPES = {
+    "mimi.yaml": {
+        "num_filters": 2,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+        "intermediate_size": 32,
+        "upsample_groups": 32,
+    },
+    "dia2.yaml": {
+        "n_layer": 2,
+        "n_embd": 64,
+        "n_hidden": 64,
+        "gqa_head_dim": 16,
+    },
+}
 
 #: What makes it seconds instead of hours, by program.
 SMALLER = {
@@ -31,11 +52,12 @@ SMALLER = {
         "tokenizer.entries=320",
     ],
     "train.codec": [
-        "run.steps=60",
+        "run.steps=30",
         "optimizer.schedule.warmup_steps=5",
-        "run.evaluate_every=60",
+        "run.evaluate_every=30",
         "run.sample_every=0",
         "data.recordings=6",
+        "data.rows=2",
         "codebooks.kmeans_rows=48",
         "codebooks.kmeans_iterations=2",
         "evaluation.windows=2",
@@ -45,8 +67,8 @@ SMALLER = {
     "dia2-jax": ["--quiet"],
     "train.prepare": ["--quiet"],
     "train.pretrain": [
-        "run.steps=200",
-        "run.evaluate_every=100",
+        "run.steps=120",
+        "run.evaluate_every=60",
         "run.sample_every=0",
         "data.rows=2",
         "data.max_steps=48",
@@ -66,11 +88,27 @@ def commands() -> list[list[str]]:
     return [shlex.split(line.removeprefix("python -m ")) for line in wanted]
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Programs that run for seconds need no optimising, which is most of their compiling."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with the configurations of the checkout and a small text."""
+    """A folder with nano's configurations, its shapes made small, and a small text."""
     write_files(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    configs = tmp_path / "configs" / "nano"
+    shutil.copytree(ROOT / "configs" / "nano", configs)
+    for name, fields in SHAPES.items():
+        text = (configs / name).read_text(encoding="utf-8")
+        for field, value in fields.items():
+            text, count = re.subn(rf"(?m)^( *{field}:) \d+", rf"\1 {value}", text)
+            assert count > 0, field
+        (configs / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
