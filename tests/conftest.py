@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
+
+# A shell starts what it puts into the background with Ctrl-C ignored; tests are about it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One fixed set of examples, so a red run is red again; HYPOTHESIS_PROFILE=search looks further.
 settings.register_profile(
