@@ -54,7 +54,7 @@ SMALLER = {
     "train.codec": [
         "run.steps=30",
         "optimizer.schedule.warmup_steps=5",
-        "run.evaluate_every=30",
+        "run.evaluate_every=0",
         "run.sample_every=0",
         "data.recordings=6",
         "data.rows=2",
