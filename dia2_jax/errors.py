@@ -7,6 +7,9 @@ from the builtin that a Python reader would expect.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class Dia2Error(Exception):
     """Base of every error raised on purpose by dia2_jax."""
@@ -50,6 +53,12 @@ class NonFiniteError(Dia2Error, FloatingPointError):
 
 class SessionError(Dia2Error, RuntimeError):
     """A streaming session was used out of order (fed after close, after cancel)."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What a message about an unknown name adds: " (did you mean …?)", or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def describe(error: BaseException) -> str:

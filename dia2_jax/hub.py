@@ -10,7 +10,6 @@ that name.
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import json
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dia2_jax.errors import ConfigError, HubError
+from dia2_jax.errors import ConfigError, HubError, suggest
 from dia2_jax.sources import (
     CONFIG,
     DEFAULT_MIMI,
@@ -202,8 +201,7 @@ def read_manifest(path: Path | None) -> dict[str, str]:
     manifest = read_json(path)
     for key, value in manifest.items():
         if key not in MANIFEST_KEYS:
-            close = difflib.get_close_matches(key, MANIFEST_KEYS, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = suggest(key, MANIFEST_KEYS)
             raise ConfigError(
                 f"{path}: unknown key {key!r}{hint}; known: {', '.join(MANIFEST_KEYS)}"
             )

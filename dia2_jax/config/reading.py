@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import typing
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from dia2_jax.errors import ConfigError
+from dia2_jax.errors import ConfigError, suggest
 
 #: Unknown keys are errors, and nothing is converted: "3" is not 3.
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -64,8 +63,7 @@ def _explain(kind: type[Any], item: Any) -> str:
     name = ".".join(path)
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _fields_at(kind, path[:-1])
-        close = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(known)}"
+        hint = suggest(path[-1], known) or f"; known: {', '.join(known)}"
         return f"unknown key {name!r}{hint}"
     if item["type"] in ("missing", "missing_argument"):
         return f"missing field {name!r}"

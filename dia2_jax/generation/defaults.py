@@ -9,13 +9,12 @@ what it leaves out keeps that class's default.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from dia2_jax.errors import ConfigError
+from dia2_jax.errors import ConfigError, suggest
 from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
 
 #: What belongs to a model. Prefixes, their plan and whether they are kept are its user's.
@@ -72,7 +71,6 @@ def _object(value: Any, known: Collection[str], where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: must be a JSON object, got {json.dumps(value)[:80]}")
     for key in value:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = suggest(key, known)
             raise ConfigError(f"{where}: unknown key {key!r}{hint}; known: {', '.join(known)}")
     return value

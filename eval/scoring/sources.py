@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import time
@@ -16,7 +15,7 @@ import yaml
 
 from dia2_jax import hub
 from dia2_jax.audio import SAMPLE_RATE, read_audio, to_pcm16, voiced_span
-from dia2_jax.errors import ConfigError
+from dia2_jax.errors import ConfigError, suggest
 from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.typing import Float
 from eval.scoring.prompts import Prompt
@@ -146,8 +145,7 @@ def _replaced(settings: Any, name: str, parts: Sequence[str], value: Any) -> Any
     known = [field.name for field in dataclasses.fields(settings)]
     first, *rest = parts
     if first not in known:
-        close = difflib.get_close_matches(first, known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = suggest(first, known)
         raise ConfigError(f"unknown setting {name!r}{hint}; known: {', '.join(known)}")
     inner = getattr(settings, first)
     if rest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from dia2_jax.errors import DataError
+from dia2_jax.errors import DataError, suggest
 from train.preparation.recordings import as_recording, read_recording
 from train.preparation.records import Item, Recording, Rejected, SourceRow
 from train.preparation.sources import Columns, Kind
@@ -39,8 +38,7 @@ class DatasetSource:
             column = getattr(columns, field)
             optional = field != "audio" and column == getattr(default, field)
             if column not in data.column_names and not optional:
-                near = difflib.get_close_matches(column, data.column_names, 1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                hint = suggest(column, data.column_names)
                 raise DataError(
                     f"{name}: has no column {column!r}{hint}; it has "
                     f"{', '.join(data.column_names)}. Choose with --{field}-column"
