@@ -81,7 +81,12 @@ class OtherWork:
 
 def versions(*names: str) -> dict[str, str | None]:
     """Installed versions of Python and some distributions; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    return {"python": platform.python_version(), **package_versions(*names)}
+
+
+def package_versions(*names: str) -> dict[str, str | None]:
+    """Installed versions of some distributions; None where one is not installed."""
+    found: dict[str, str | None] = {}
     for name in names:
         try:
             found[name] = importlib.metadata.version(name)

@@ -20,7 +20,7 @@ from dia2_jax.audio import resample
 from dia2_jax.errors import Dia2Error
 from dia2_jax.transcribe import load_recognizer
 from dia2_jax.typing import Float
-from eval.latency_machine import versions
+from eval.latency_machine import package_versions
 from eval.scoring.metric import Figure, Metric, Options, Scores, Unavailable, mean, ratio
 from eval.scoring.scripts import spoken_text
 from eval.scoring.takes import Take
@@ -78,8 +78,7 @@ class Intelligibility(Metric):
             ) from error
         self._jiwer, self._normalise = jiwer, EnglishTextNormalizer()
         self._transcribe = transcribe
-        self._identity = {**identity, **versions("jiwer", "whisper-normalizer")}
-        del self._identity["python"]
+        self._identity = {**identity, **package_versions("jiwer", "whisper-normalizer")}
 
     @classmethod
     def open(cls, options: Options) -> Intelligibility:
@@ -100,8 +99,7 @@ class Intelligibility(Metric):
 
         weights = Path(options.asr) / "model.bin"
         model = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-        found = versions("faster-whisper", "ctranslate2")
-        del found["python"]
+        found = package_versions("faster-whisper", "ctranslate2")
         name = Path(options.asr).name
         return cls(transcribe, {"asr": name, "asr_sha256": model, **_DECODING, **found})
 

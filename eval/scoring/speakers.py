@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dia2_jax.typing import Float
-from eval.latency_machine import versions
+from eval.latency_machine import package_versions
 from eval.scoring.metric import Figure, Metric, Options, Row, Scores, Unavailable, mean, ratio
 from eval.scoring.takes import RECORDING, Take
 
@@ -64,9 +64,7 @@ class Speakers(Metric):
             # Nothing is left of what its voice detector takes for noise.
             return np.asarray(encoder.embed_utterance(cleaned if len(cleaned) else wave))
 
-        found = versions("Resemblyzer", "torch")
-        del found["python"]
-        return cls(embed, found)
+        return cls(embed, package_versions("Resemblyzer", "torch"))
 
     def identity(self) -> dict[str, Any]:
         return {**self._identity, "shortest_turn": SHORTEST_TURN}

