@@ -33,6 +33,14 @@ Exit status:
   130  interrupted (Ctrl-C, which saves a checkpoint first; twice does not)
 """
 
+#: Of programs that write a checkpoint and have no run.
+EXPORT_EPILOG = """\b
+Exit status:
+  0    done
+  2    a checkpoint, file or option cannot be used: the message says why
+  130  interrupted (Ctrl-C)
+"""
+
 
 class BadInput(click.ClickException):
     """An error whose message is all that the user needs."""

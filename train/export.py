@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dia2_jax.errors import ConfigError
-from train.command import Program, note
+from train.command import EXPORT_EPILOG, Program, note
 from train.task import Task
 
 
@@ -42,7 +42,7 @@ def replaceable(out: Path) -> bool:
     return out.is_dir() and ((out / "config.json").is_file() or not any(out.iterdir()))
 
 
-@click.command(cls=Program)
+@click.command(cls=Program, epilog=EXPORT_EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

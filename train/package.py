@@ -28,7 +28,7 @@ from dia2_jax.convert.models import (
 from dia2_jax.convert.rules import Table
 from dia2_jax.errors import CheckpointError, ConfigError
 from dia2_jax.generation.defaults import read_defaults, write_defaults
-from train.command import Program, note
+from train.command import EXPORT_EPILOG, Program, note
 from train.export import replaceable
 
 CARD = "README.md"
@@ -133,7 +133,7 @@ def _write_codec(files: hub.MimiFiles, folder: Path) -> None:
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command(cls=Program)
+@click.command(cls=Program, epilog=EXPORT_EPILOG)
 @click.argument("model", metavar="MODEL")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--mimi", metavar="DIR|FILE|REPO", help="The codec, if not the model's.")
