@@ -108,7 +108,7 @@ def test_durations_of_piper_become_phonemes() -> None:
 
 
 def test_words_sound_where_they_are_said_to(config: CorpusConfig, voice: ToneSynthesiser) -> None:
-    recording = record(ITEM, voice, config, np.random.default_rng(0))
+    (recording,) = record(ITEM, voice, config, np.random.default_rng(0))
     rate = config.sample_rate
     words = recording.words
     assert [word.text for word in words] == [w for turn in ITEM.turns for w in turn.text.split()]
@@ -131,7 +131,8 @@ def test_pauses_are_shortened_to_what_the_machine_can_do(
     config: CorpusConfig, voice: ToneSynthesiser
 ) -> None:
     pauses = replace(config.pauses, turn=(0.4, 0.4), sentence=(0.4, 0.4), reach=0.45, least=0.1)
-    words = record(ITEM, voice, replace(config, pauses=pauses), np.random.default_rng(0)).words
+    (recording,) = record(ITEM, voice, replace(config, pauses=pauses), np.random.default_rng(0))
+    words = recording.words
     for before, word in ((words[5], words[6]), (words[8], words[9])):
         gap, last = word.start - before.end, before.end - before.start
         assert gap == pytest.approx(max(0.45 - last, 0.1))
@@ -140,7 +141,7 @@ def test_pauses_are_shortened_to_what_the_machine_can_do(
 def test_targets_say_which_phonemes_a_frame_holds(
     config: CorpusConfig, voice: ToneSynthesiser
 ) -> None:
-    recording = record(ITEM, voice, config, np.random.default_rng(0))
+    (recording,) = record(ITEM, voice, config, np.random.default_rng(0))
     targets = phoneme_targets(recording, config)
     assert len(targets) == -(-len(recording.wave) * 25 // (2 * config.sample_rate))
     np.testing.assert_allclose(targets.sum(axis=1), 1.0, atol=1e-5)
@@ -156,6 +157,24 @@ def test_speech_without_the_words_is_refused(config: CorpusConfig, voice: ToneSy
 
     with pytest.raises(Unclear, match="The dog is in the garden"):
         record(ITEM, Mumbling(config.voice), config, np.random.default_rng(0))
+
+
+def test_exchanged_speakers_say_the_same_at_the_same_times(
+    config: CorpusConfig, voice: ToneSynthesiser
+) -> None:
+    (alone,) = record(ITEM, voice, config, np.random.default_rng(0))
+    first, other = record(ITEM, voice, config, np.random.default_rng(0), exchange=True)
+    np.testing.assert_array_equal(first.wave, alone.wave)
+    assert first.words == alone.words and other.phonemes == first.phonemes
+    assert [replace(word, speaker=3 - word.speaker) for word in other.words] == list(first.words)
+    # What the item with speakers exchanged would sound like, but for its noise.
+    swapped = replace(
+        ITEM, turns=tuple(replace(turn, speaker=3 - turn.speaker) for turn in ITEM.turns)
+    )
+    assert swapped.script == ITEM.exchanged
+    (said,) = record(swapped, voice, config, np.random.default_rng(0))
+    np.testing.assert_allclose(other.wave, said.wave, atol=1e-6)
+    assert np.abs(other.wave - first.wave).max() > 0.01
 
 
 # ------------------------------------------------------------------------------------------ program
@@ -188,6 +207,22 @@ def test_corpus_is_read_by_preparation_and_codec(config: CorpusConfig, tmp_path:
     assert "Apache-2.0" in (out / "README.md").read_text()
 
 
+def test_training_items_are_recorded_with_speakers_exchanged(
+    config: CorpusConfig, tmp_path: Path
+) -> None:
+    config = replace(config, voice=replace(config.voice, exchange=True))
+    totals = make_corpus(config, tmp_path / "out")
+    out = tmp_path / "out"
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert len(rows) == totals["train"].kept and 36 <= totals["train"].seconds < 36 + 60
+    for row, other in zip(rows[::2], rows[1::2], strict=True):
+        assert other["id"] == f"{row['id']}x" and other["targets"] == row["targets"]
+        assert other["script"].translate(str.maketrans("12", "21")) == row["script"]
+        pairs = zip(row["words"], other["words"], strict=True)
+        assert all(word["speaker"] != exchanged["speaker"] for word, exchanged in pairs)
+    assert 'x", "path"' not in (out / "test.jsonl").read_text()
+
+
 def test_a_killed_run_goes_on_to_the_same_corpus(
     config: CorpusConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,12 +230,12 @@ def test_a_killed_run_goes_on_to_the_same_corpus(
     make_corpus(config, whole)
     calls = 0
 
-    def dying(*arguments: Any) -> Any:
+    def dying(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 11:
             raise KeyboardInterrupt
-        return record(*arguments)
+        return record(*arguments, **options)
 
     monkeypatch.setattr(workers, "record", dying)
     with pytest.raises(KeyboardInterrupt):

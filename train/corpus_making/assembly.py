@@ -1,4 +1,8 @@
-"""An item's sentences, spoken one by one, as one recording with the times of all its words."""
+"""An item's sentences, spoken one by one, as one recording with the times of all its words.
+
+Where speakers are to be exchanged, a second recording of the same item has the other speaker in
+every turn, and the same times.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +44,29 @@ class Recording:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A sentence cut to its speech; times count from the start of `wave`."""
+    """A sentence cut to its speech; times count from the start of `waves`.
 
-    wave: np.ndarray
+    Attributes:
+      waves: by the speaker who says it; and by the other one, where both are wanted.
+    """
+
+    waves: tuple[np.ndarray, ...]
     words: tuple[SpokenWord, ...]
     phonemes: tuple[Phoneme, ...]
 
 
 def record(
-    item: Item, voice: Synthesiser, config: CorpusConfig, rng: np.random.Generator
-) -> Recording:
+    item: Item,
+    voice: Synthesiser,
+    config: CorpusConfig,
+    rng: np.random.Generator,
+    *,
+    exchange: bool = False,
+) -> tuple[Recording, ...]:
     """Speaks an item.
+
+    Returns:
+      its recording; with `exchange` also that with speakers 1 and 2 exchanged.
 
     Raises:
       Unclear: names the sentence.
@@ -60,7 +76,7 @@ def record(
     due, last = pauses.lead, 0.0  # when the next word is to start; how long the last one was
     for turn in item.turns:
         for number, sentence in enumerate(turn.sentences):
-            piece = _piece(sentence, turn.speaker, voice, config, rng)
+            piece = _piece(sentence, turn.speaker, voice, config, rng, exchange=exchange)
             if placed:
                 span = pauses.sentence if number else pauses.turn
                 due += _pause(span, last, pauses, rng)
@@ -69,18 +85,28 @@ def record(
             final = piece.words[-1]
             due, last = at + final.end, final.end - final.start
     length = round((due + pauses.tail) * rate)
-    wave = rng.standard_normal(length, np.float32) * np.float32(10 ** (_FLOOR / 20))
+    floor = rng.standard_normal(length, np.float32) * np.float32(10 ** (_FLOOR / 20))
+    words = tuple(_later(word, at) for at, piece in placed for word in piece.words)
+    phonemes = tuple(_later(phoneme, at) for at, piece in placed for phoneme in piece.phonemes)
+    recordings = [Recording(_mix(placed, 0, floor, rate), words, phonemes)]
+    if exchange:
+        others = tuple(replace(word, speaker=3 - word.speaker) for word in words)
+        recordings.append(Recording(_mix(placed, 1, floor, rate), others, phonemes))
+    return tuple(recordings)
+
+
+def _mix(
+    placed: list[tuple[float, _Piece]], version: int, floor: np.ndarray, rate: int
+) -> np.ndarray:
+    """One version of all pieces, at their times in seconds, over the noise `floor`."""
+    wave = floor.copy()
     for at, piece in placed:
         # Pieces may overlap where a pause is short; only their faded edges do.
-        begin = max(round(at * rate), 0)
-        end = min(begin + len(piece.wave), length)
-        wave[begin:end] += piece.wave[: end - begin]
+        begin, part = max(round(at * rate), 0), piece.waves[version]
+        end = min(begin + len(part), len(wave))
+        wave[begin:end] += part[: end - begin]
     wave *= min(1.0, _PEAK / max(float(np.abs(wave).max()), 1e-9))
-    return Recording(
-        wave,
-        tuple(_later(word, at) for at, piece in placed for word in piece.words),
-        tuple(_later(phoneme, at) for at, piece in placed for phoneme in piece.phonemes),
-    )
+    return wave
 
 
 def phoneme_targets(recording: Recording, config: CorpusConfig) -> Float[np.ndarray, "T K"]:
@@ -110,21 +136,25 @@ def _piece(
     voice: Synthesiser,
     config: CorpusConfig,
     rng: np.random.Generator,
+    *,
+    exchange: bool,
 ) -> _Piece:
     words = sentence.split()
     spoken = voice.speak(sentence, rng)
     times = word_times(words, [voice.pronounce(word) for word in words], spoken.phonemes)
     if times is None:
         raise Unclear(sentence)
-    wave = spoken.wave
-    if speaker == 2:
-        wave = voice.second_speaker(wave, spoken.sample_rate)
+    waves = [spoken.wave]
+    if speaker == 2 or exchange:
+        waves.append(voice.second_speaker(spoken.wave, spoken.sample_rate))
     sounding = tuple(phoneme for phoneme in spoken.phonemes if phoneme.base)
     begin = max(times[0][0] - config.pauses.lead, 0.0)
     end = sounding[-1].end + _RELEASE
-    cut = _cut(replace(spoken, wave=wave), begin, end, config)
+    cuts = [_cut(replace(spoken, wave=wave), begin, end, config) for wave in waves]
+    if speaker == 2:
+        cuts.reverse()
     return _Piece(
-        cut,
+        tuple(cuts) if exchange else (cuts[0],),
         tuple(
             SpokenWord(word, max(start - begin, 0.0), stop - begin, speaker)
             for word, (start, stop) in zip(words, times, strict=True)

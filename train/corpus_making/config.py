@@ -103,6 +103,9 @@ class VoiceConfig:
       second_pitch, second_formants, second_range: median in Hz, factor of the formants and factor
         of the pitch range of the second speaker.
       level: of both speakers, in dB below full scale (RMS of speech).
+      exchange: record every training item a second time with the speakers exchanged. The second
+        speaker is made of the first, so this costs little beside speaking, and voice and text
+        become independent of each other.
     """
 
     kind: Literal["piper", "tones"] = "piper"
@@ -115,6 +118,7 @@ class VoiceConfig:
     second_formants: float = 1.18
     second_range: float = 1.1
     level: float = -23.0
+    exchange: bool = False
 
     def __post_init__(self) -> None:
         require_positive(

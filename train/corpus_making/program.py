@@ -106,9 +106,9 @@ def _make_split(
                     if spoken is None:
                         shard.skip("words not found in the phonemes")
                         continue
-                    recording, targets = spoken
-                    shard.keep(item, recording, targets, config.sample_rate)
-                    made += len(recording.wave) / config.sample_rate
+                    recordings, targets = spoken
+                    shard.keep(item, recordings, targets, config.sample_rate)
+                    made += sum(len(one.wave) for one in recordings) / config.sample_rate
                     hours = (total.seconds + shard.counts.seconds) / 3600
                     speed = made / max(time.monotonic() - began, 1e-9)
                     report(Progress(split, hours, goal, speed))

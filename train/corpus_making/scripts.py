@@ -53,6 +53,11 @@ class Item:
         """The text with speaker tags, as the model is given it."""
         return " ".join(f"[S{turn.speaker}] {turn.text}" for turn in self.turns)
 
+    @property
+    def exchanged(self) -> str:
+        """The script with the speakers exchanged."""
+        return " ".join(f"[S{3 - turn.speaker}] {turn.text}" for turn in self.turns)
+
 
 class Writer:
     """Draws items from pools and grammar."""

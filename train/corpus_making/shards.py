@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -106,21 +106,30 @@ class ShardWriter:
         self._rows: list[dict[str, Any]] = []
         self.counts = Counts()
 
-    def keep(self, item: Item, recording: Recording, targets: np.ndarray, rate: int) -> None:
-        """A recording of the shard."""
+    def keep(
+        self, item: Item, recordings: Sequence[Recording], targets: np.ndarray, rate: int
+    ) -> None:
+        """An item's recording, and perhaps that with the speakers exchanged, at the same times."""
         name = f"{self._split}-{item.index:07d}"
+        np.save(self._folder / f"{name}.npy", targets.astype(np.float16))
+        self._keep(name, f"{name}.npy", item.kind, item.script, recordings[0], rate)
+        for recording in recordings[1:]:
+            self._keep(f"{name}x", f"{name}.npy", item.kind, item.exchanged, recording, rate)
+
+    def _keep(
+        self, name: str, targets: str, kind: str, script: str, recording: Recording, rate: int
+    ) -> None:
         pcm = np.clip(np.rint(recording.wave * 32768.0), -32768, 32767).astype(np.int16)
         soundfile.write(self._folder / f"{name}.flac", pcm, rate, subtype="PCM_16")
-        np.save(self._folder / f"{name}.npy", targets.astype(np.float16))
         seconds = len(pcm) / rate
         self._rows.append(
             {
                 "id": name,
                 "path": f"{name}.flac",
-                "targets": f"{name}.npy",
+                "targets": targets,
                 "duration": round(seconds, 3),
-                "kind": item.kind,
-                "script": item.script,
+                "kind": kind,
+                "script": script,
                 "words": [
                     {
                         "text": word.text,
@@ -136,7 +145,7 @@ class ShardWriter:
                 ],
             }
         )
-        self.counts.add(Counts(1, seconds, len(recording.words), {}, {item.kind: 1}))
+        self.counts.add(Counts(1, seconds, len(recording.words), {}, {kind: 1}))
 
     def skip(self, reason: str) -> None:
         """An item that is left out."""

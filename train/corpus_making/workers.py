@@ -25,8 +25,9 @@ from train.corpus_making.config import CorpusConfig
 from train.corpus_making.scripts import SPLITS, Item, Split
 from train.corpus_making.speech import Synthesiser
 
-#: A recording and its phoneme targets; None where words were not found in the phonemes.
-Spoken = tuple[Recording, Float[np.ndarray, "T P"]] | None
+#: Recordings of an item and the phoneme targets of each; None where words were not found in the
+#: phonemes.
+Spoken = tuple[tuple[Recording, ...], Float[np.ndarray, "T P"]] | None
 
 #: Speaks items of a split, in order.
 Speak = Callable[[Split, Iterable[Item]], Iterator[tuple[Item, Spoken]]]
@@ -98,7 +99,8 @@ def _speak(config: CorpusConfig, voice: Synthesiser, split: Split, item: Item) -
     place = (SPLITS.index(split), item.index)
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, 1, *place]))
     try:
-        spoken = record(item, voice, config, rng)
+        exchange = config.voice.exchange and split == "train"
+        spoken = record(item, voice, config, rng, exchange=exchange)
     except Unclear:
         return None
-    return spoken, phoneme_targets(spoken, config)
+    return spoken, phoneme_targets(spoken[0], config)
