@@ -24,6 +24,7 @@ from dia2_jax.errors import DataError
 from train.command import FailedRun, Program
 from train.preparation.aligners import ALIGNERS, WhisperAligner
 from train.preparation.checks import Limits
+from train.preparation.shifted import ShiftedSource
 from train.preparation.sources import (
     Columns,
     FolderSource,
@@ -191,6 +192,15 @@ class _Share(click.ParamType):
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
 @click.option(
+    "--shifts",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Rows made of each recording: it begins 0, 1/N, 2/N … of a frame late, which gives "
+    "other codes for the same speech. More data from few recordings; --limit counts all of them.",
+)
+@click.option(
     "--shard",
     "share",
     type=_Share(),
@@ -255,6 +265,7 @@ def _run(
     batch: int,
     shard_rows: int,
     limit: int | None,
+    shifts: int,
     share: tuple[int, int] | None,
     license: str | None,
     overwrite: bool,
@@ -282,6 +293,8 @@ def _run(
         initial_padding=initial_padding,
         max_padding=max_padding,
     )
+    if shifts > 1:
+        rows = ShiftedSource(rows, shifts, speech.pace.frame_rate)
     plan = Plan(
         source=rows,
         name=Path(source).name if Path(source).exists() else source,
