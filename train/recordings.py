@@ -1,4 +1,6 @@
-"""Prepared data sets as training reads them: recordings from Arrow, batches through grain."""
+"""Prepared data sets as training reads them: recordings from Arrow or parquet, batches through
+grain.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +34,8 @@ from dia2_jax.text.tokenizer import Tokenizer
 
 #: What `train.prepare` writes beside the Arrow files.
 MANIFEST = "dia2_jax.json"
+#: The rows of a data set that `train.pack` wrote, in place of Arrow files.
+PACKED = "data.parquet"
 
 #: Alignments kept: whole recordings come again every epoch.
 _ALIGNMENTS = 4096
@@ -51,8 +55,6 @@ class Recordings:
         Raises:
           DataError: no such data set, or not one that `train.prepare` finished.
         """
-        from datasets import load_from_disk
-
         self.folder = Path(folder)
         manifest = self.folder / MANIFEST
         if not manifest.is_file():
@@ -69,7 +71,7 @@ class Recordings:
                 max_padding=self.manifest["max_padding"],
             )
             self.codebooks = int(self.manifest["codebooks"])
-            self._rows = load_from_disk(str(self.folder)).with_format("arrow")
+            self._rows = _open(self.folder).with_format("arrow")
             self.frames: list[int] = self._column("frames")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -99,12 +101,28 @@ class Recordings:
             ),
         )
 
+    def table(self) -> Any:
+        """All rows as a ``pyarrow.Table``."""
+        return self._rows.data.table
+
     def scripts(self, count: int) -> list[str]:
         """The scripts of the first recordings."""
         return self._rows[:count].column("text").to_pylist()
 
     def _column(self, name: str) -> list[Any]:
         return self._rows.data.column(name).to_pylist()
+
+
+def _open(folder: Path) -> Any:
+    """A data set that is mapped from Arrow files, or read from parquet into memory."""
+    from datasets import Dataset, load_from_disk
+
+    packed = folder / PACKED
+    if not packed.is_file():
+        return load_from_disk(str(folder))
+    import pyarrow.parquet as pq
+
+    return Dataset(pq.read_table(packed))
 
 
 class RowBuilder:

@@ -1,0 +1,59 @@
+"""``train.pack``: the same data set in one small file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from small_data import write_recordings
+
+from dia2_jax.errors import DataError
+from train.pack import main
+from train.recordings import Recordings
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_training_reads_the_same_from_it(tmp_path: Path) -> None:
+    data = write_recordings(tmp_path / "data", count=30)
+    (data / "README.md").write_text("# Card\n")
+    assert run(data, tmp_path / "packed").exit_code == 0
+    names = {path.name for path in (tmp_path / "packed").iterdir()}
+    assert names == {"data.parquet", "dia2_jax.json", "README.md"}
+    whole, packed = Recordings(data), Recordings(tmp_path / "packed")
+    # A run that began with one goes on with the other.
+    assert packed.fingerprint == whole.fingerprint
+    assert packed.frames == whole.frames and packed.scripts(3) == whole.scripts(3)
+    for index in range(len(whole)):
+        np.testing.assert_array_equal(packed[index].codes, whole[index].codes)
+        assert packed[index].codes.dtype == whole[index].codes.dtype
+        assert packed[index].words == whole[index].words
+    before = sum(path.stat().st_size for path in data.glob("*.arrow"))
+    assert (tmp_path / "packed" / "data.parquet").stat().st_size < before / 2
+    assert b"r0.wav" not in (tmp_path / "packed" / "data.parquet").read_bytes()
+
+
+def test_it_writes_nothing_where_it_should_not(tmp_path: Path) -> None:
+    data = write_recordings(tmp_path / "data")
+    out = tmp_path / "packed"
+    found = run(data, out, "--limit", "0.001")
+    assert found.exit_code == 2 and "the limit is 0.001 MB" in found.output and not out.exists()
+    found = run(tmp_path / "nothing", out)
+    assert found.exit_code == 2 and "no prepared data set" in found.output and not out.exists()
+    out.mkdir()
+    (out / "notes").write_text("mine")
+    found = run(data, out)
+    assert found.exit_code == 2 and "is there already" in found.output
+    assert [path.name for path in out.iterdir()] == ["notes"]
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    data = write_recordings(tmp_path / "data")
+    assert run(data, tmp_path / "packed").exit_code == 0
+    (tmp_path / "packed" / "data.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(DataError, match="damaged"):
+        Recordings(tmp_path / "packed")
