@@ -79,9 +79,10 @@ class Metric(abc.ABC):
     def score(self, take: Take) -> dict[str, Any] | None:
         """JSON values of one take; None where the metric does not apply to it."""
 
-    def relate(self, rows: Sequence[Row]) -> list[Scores]:
+    @classmethod
+    def relate(cls, rows: Sequence[Row]) -> list[Scores]:
         """Each row's scores, completed by what only shows beside the other rows of the run."""
-        return [row["scores"][self.name] for row in rows]
+        return [row["scores"][cls.name] for row in rows]
 
     def failures(self, scores: Scores) -> list[str]:
         """What went wrong in a take, in a few words each."""

@@ -88,12 +88,13 @@ class Speakers(Metric):
             )
         return {"turns": turns} if turns else None
 
-    def relate(self, rows: Sequence[Row]) -> list[Scores]:
+    @classmethod
+    def relate(cls, rows: Sequence[Row]) -> list[Scores]:
         vectors = [
-            [np.array(turn["embedding"]) for turn in row["scores"][self.name]["turns"]]
+            [np.array(turn["embedding"]) for turn in row["scores"][cls.name]["turns"]]
             for row in rows
         ]
-        labels = [[turn["speaker"] for turn in row["scores"][self.name]["turns"]] for row in rows]
+        labels = [[turn["speaker"] for turn in row["scores"][cls.name]["turns"]] for row in rows]
         keys = [(row["set"], row["id"]) for row in rows]
         recorded = any(row["source"] == RECORDING for row in rows)
         pools: dict[str, _Pool] = {}
@@ -106,7 +107,7 @@ class Speakers(Metric):
             pool = pools[RECORDING if recorded else row["source"]]
             scores: dict[str, Any] = {"turns": [], "compared": 0, "nearest": 0}
             scores |= {"own": 0.0, "other": 0.0}
-            for turn, vector in zip(row["scores"][self.name]["turns"], vectors[index], strict=True):
+            for turn, vector in zip(row["scores"][cls.name]["turns"], vectors[index], strict=True):
                 entry = {name: turn[name] for name in ("speaker", "start", "seconds")}
                 nearness = pool.similarities(vector, keys[index])
                 own = nearness.pop(turn["speaker"], None)

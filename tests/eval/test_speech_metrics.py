@@ -1,0 +1,205 @@
+"""Levels, pauses, gaps, pitch, opinion scores: each moves by what was done to the audio."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.scoring.dialogue import Dialogue
+from eval.scoring.levels import HOP, pauses, window_levels
+from eval.scoring.metric import Options, Unavailable
+from eval.scoring.prompts import Prompt
+from eval.scoring.prosody import LONG, Prosody, drift
+from eval.scoring.quality import Quality
+from eval.scoring.scripts import SpokenWord
+from eval.scoring.signal import Signal
+from eval.scoring.summary import summarise
+from eval.scoring.takes import Take
+
+RATE = 24_000
+
+
+def buzz(seconds: float, pitch: float = 120.0, level: float = -23.0) -> np.ndarray:
+    """Harmonics of a pitch in Hz, at an RMS level in dBFS."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    wave = sum(np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 9))
+    return np.asarray(wave * 10 ** (level / 20) / np.sqrt(np.mean(np.square(wave))), np.float32)
+
+
+def silence(seconds: float) -> np.ndarray:
+    return np.zeros(round(seconds * RATE), np.float32)
+
+
+def noise(seconds: float, level: float) -> np.ndarray:
+    size = round(seconds * RATE)
+    return np.random.default_rng(0).standard_normal(size, np.float32) * np.float32(
+        10 ** (level / 20)
+    )
+
+
+def make_take(*parts: np.ndarray, words: tuple[SpokenWord, ...] = (), name: str = "a") -> Take:
+    wave = np.concatenate(parts).astype(np.float32)
+    return Take("generated", Prompt("set", name, "line", "[S1] Hello."), wave, RATE, words)
+
+
+def word(start: float, speaker: int = 1) -> SpokenWord:
+    return SpokenWord("so", f"[S{speaker}]", start)
+
+
+# ------------------------------------------------------------------------------------------- signal
+
+
+def test_levels_and_clipping_are_what_was_put_in() -> None:
+    signal = Signal.open(Options())
+    plain = signal.score(make_take(noise(0.5, -60), buzz(1.0), noise(0.5, -60)))
+    assert plain is not None
+    assert plain["level"] == pytest.approx(-23, abs=0.5)
+    assert plain["floor"] == pytest.approx(-60, abs=1)
+    assert plain["clipped"] == 0 and signal.failures(plain) == []
+    # 20 dB more noise lifts the floor by as much.
+    noisy = signal.score(make_take(noise(0.5, -40), buzz(1.0), noise(0.5, -40)))
+    assert noisy is not None and noisy["floor"] - plain["floor"] == pytest.approx(20, abs=1)
+    loud = np.clip(buzz(1.0, level=3.0), -1, 1)
+    clipped = signal.score(make_take(loud))
+    assert clipped is not None
+    assert clipped["clipped"] == int((np.abs(loud) >= 0.999).sum()) > 2000
+    assert clipped["peak"] == pytest.approx(0.0, abs=0.01)
+    assert signal.failures(clipped) == [f"{100 * clipped['clipped'] / RATE:.1f} % clipped"]
+    assert signal.score(make_take(np.zeros(0))) is None
+
+
+def test_a_burst_before_the_first_word_is_a_failure() -> None:
+    signal = Signal.open(Options())
+    words = (word(0.6),)
+    clean = signal.score(make_take(noise(0.6, -70), buzz(1.0), words=words))
+    assert clean is not None and clean["leading_noise"] == pytest.approx(-47, abs=3)
+    burst = signal.score(
+        make_take(noise(0.2, -70), buzz(0.05, level=-25), noise(0.35, -70), buzz(1.0), words=words)
+    )
+    assert burst is not None and burst["leading_noise"] == pytest.approx(-1, abs=1)
+    assert signal.failures(clean) == []
+    assert signal.failures(burst) == ["noise before the first word"]
+    at_once = signal.score(make_take(buzz(1.0), words=(word(0.05),)))
+    assert at_once is not None and at_once["leading_noise"] is None
+
+
+def test_pauses_have_their_place_and_length() -> None:
+    wave = np.concatenate([buzz(0.5), silence(0.3), buzz(0.5), silence(0.08), buzz(0.4)])
+    levels = window_levels(wave, RATE)
+    found = pauses(levels, 0.0, 1.78, below=-50, shortest=0.05)
+    assert np.array(found) == pytest.approx(np.array([[0.5, 0.8], [1.3, 1.38]]), abs=1.5 * HOP)
+    assert len(pauses(levels, 0.0, 1.78, below=-50, shortest=0.1)) == 1
+    assert pauses(levels, 0.9, 1.2, below=-50, shortest=0.05) == []
+    assert len(window_levels(silence(0.001), RATE)) == 0
+
+
+# ----------------------------------------------------------------------------------------- dialogue
+
+
+def test_gaps_between_speakers_and_turns_without_one() -> None:
+    metric = Dialogue.open(Options())
+    turns = (word(0.0), word(0.5), word(1.3, 2), word(2.0, 1))
+    parts = (buzz(1.0), silence(0.25), buzz(0.8, 200), silence(0.15), buzz(0.6))
+    take = make_take(*parts, words=turns)
+    scores = metric.score(take)
+    assert scores is not None
+    assert scores["gaps_at"] == [1.3, 2.0]
+    assert scores["gap_lengths"] == pytest.approx([0.25, 0.15], abs=0.025)
+    together = make_take(buzz(1.0), buzz(1.0, 200), words=(word(0.0), word(1.0, 2)), name="b")
+    alone = make_take(buzz(1.0), words=(word(0.0), word(0.5)))
+    assert metric.score(alone) is None
+    rows = [
+        {
+            "set": "set", "id": each.prompt.id, "kind": "line", "source": "generated", "seed": 0,
+            "scores": {"dialogue": metric.score(each)},
+        }
+        for each in (take, together)
+    ]  # fmt: skip
+    found = summarise(rows, [metric])["figures"]["generated"]["all"]["dialogue"]
+    assert found["gap"]["value"] == pytest.approx(0.2, abs=0.02)
+    assert found["gap_spread"]["value"] == pytest.approx(0.05, abs=0.02)
+    assert found["run_on"]["value"] == pytest.approx(100 / 3)
+
+
+# ------------------------------------------------------------------------------------------ prosody
+
+
+@pytest.fixture(scope="module")
+def prosody() -> Prosody:
+    return Prosody.open(Options())
+
+
+def test_pitch_rate_and_pauses_are_what_was_put_in(prosody: Prosody) -> None:
+    words = (*(word(0.25 * i) for i in range(4)), *(word(1.5 + 0.25 * i, 2) for i in range(4)))
+    take = make_take(buzz(1.0, 110), silence(0.5), buzz(1.0, 220), words=words)
+    scores = prosody.score(take)
+    assert scores is not None
+    assert scores["f0_s1"] == pytest.approx(110, rel=0.02)
+    assert scores["f0_s2"] == pytest.approx(220, rel=0.02)
+    assert scores["pause_seconds"] == pytest.approx(0.5, abs=0.03)
+    assert scores["words"] / scores["seconds"] == pytest.approx(8 / 2.5, rel=0.03)
+    assert scores["range_sum"] / scores["turns"] < 0.5  # monotone
+    # Stretched to double length: half the rate.
+    slow = make_take(buzz(2.0, 110), silence(1.0), buzz(2.0, 220), words=words)
+    slower = prosody.score(slow)
+    assert slower is not None
+    assert slower["seconds"] / scores["seconds"] == pytest.approx(2, rel=0.03)
+
+
+def test_a_falling_pitch_has_a_slope_and_a_range(prosody: Prosody) -> None:
+    time = np.arange(2 * RATE) / RATE
+    hertz = 200 * 2 ** (-0.25 * time)  # 3 semitones a second
+    phase = 2 * np.pi * np.cumsum(hertz) / RATE
+    wave = 0.1 * sum(np.sin(k * phase) / k for k in range(1, 9))
+    scores = prosody.score(make_take(np.asarray(wave), words=(word(0.0),)))
+    assert scores is not None and scores["turns"] == 1
+    assert scores["slope_sum"] == pytest.approx(-3, abs=0.2)
+    assert scores["range_sum"] == pytest.approx(0.8 * 6, abs=0.4)
+    assert prosody.score(make_take(silence(1.0))) is None
+
+
+def test_speeding_up_shows_as_drift(prosody: Prosody) -> None:
+    steady = tuple(word(0.3 * i) for i in range(LONG))
+    assert drift(make_take(buzz(1.0), words=steady)) == pytest.approx(1)
+    times = np.cumsum(np.repeat([0.3, 0.25, 0.2], LONG // 3)) - 0.3
+    hurried = make_take(buzz(float(times[-1]) + 0.3), words=tuple(word(float(t)) for t in times))
+    assert drift(hurried) == pytest.approx(1.5, rel=0.06)
+    assert drift(make_take(buzz(1.0), words=steady[:-1])) is None
+    scores = prosody.score(hurried)
+    assert scores is not None
+    assert prosody.failures(scores) == [
+        f"its last third is {scores['drift']:.2f} × as fast as its first"
+    ]
+
+
+# ------------------------------------------------------------------------------------------ quality
+
+
+def test_opinions_are_passed_on_and_silence_has_none() -> None:
+    heard: list[np.ndarray] = []
+
+    def judge(wave: np.ndarray) -> dict[str, float]:
+        heard.append(wave)
+        return {"ovrl_mos": 3.1, "sig_mos": 3.5, "bak_mos": 4.0, "p808_mos": 3.7}
+
+    metric = Quality(judge, {})
+    scores = metric.score(make_take(buzz(1.0, level=3.0)))
+    assert scores == {"overall": 3.1, "speech": 3.5, "background": 4.0, "p808": 3.7}
+    assert len(heard[0]) == 16_000 and np.abs(heard[0]).max() <= 1
+    assert metric.score(make_take(silence(1.0))) is None
+
+
+def test_a_missing_judge_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def absent(name: str, *arguments: Any, **more: Any) -> Any:
+        if name == "speechmos":
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(Unavailable, match=r'speechmos .*pip install "dia2-jax\[naturalness\]"'):
+        Quality.open(Options())
