@@ -1,0 +1,99 @@
+"""Whether one checkpoint speaks better than another: ``python -m eval.compare A B``.
+
+A and B are folders of `eval.naturalness`; the comparison itself is in `eval.scoring.comparison`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from dia2_jax.errors import Dia2Error, describe
+from eval.scoring.comparison import Difference, compare, differing_settings, read_run
+from eval.scoring.registry import METRICS
+from eval.scoring.summary import ALL
+
+EPILOG = """\b
+Verdicts are of B against A, from a 95 % bootstrap interval of the difference over prompts:
+  better, worse   the interval leaves out 0, on that side
+  differs         it leaves out 0, and neither direction is better
+  no evidence     it holds 0: more prompts or seeds may tell
+
+\b
+With some forty figures, one or two leave out 0 by chance alone: trust those that you asked about
+before you looked.
+
+\b
+Exit status:
+  0    compared, whatever came out
+  2    a folder holds no run, or the two share no take: the message says why
+"""
+
+
+class _BadInput(click.ClickException):
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"error: {self.format_message()}", err=True)
+
+
+def table(differences: Sequence[Difference]) -> str:
+    """A Markdown table of them."""
+    lines = [
+        "| figure | unit | better | A | B | B − A (95 %) | verdict | takes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in differences:
+        moved = f"{one.second - one.first:+.3g} ({one.low:+.3g} … {one.high:+.3g})"
+        lines.append(
+            f"| {one.metric}.{one.figure.name} | {one.figure.unit} | {one.figure.better} "
+            f"| {one.first:.4g} | {one.second:.4g} | {moved} | {one.verdict} | {one.takes} |"
+        )
+    return "\n".join(lines)
+
+
+def as_json(one: Difference) -> dict[str, Any]:
+    """A difference as a JSON object."""
+    found = {f.name: getattr(one, f.name) for f in dataclasses.fields(one) if f.name != "figure"}
+    return {
+        **found,
+        "figure": one.figure.name,
+        "unit": one.figure.unit,
+        "better": one.figure.better,
+    }
+
+
+@click.command(
+    epilog=EPILOG,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.argument("first", metavar="A", type=click.Path(path_type=Path))
+@click.argument("second", metavar="B", type=click.Path(path_type=Path))
+@click.option("--groups", is_flag=True, help="Also by set and kind, not only over all takes.")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything there.")
+def main(first: Path, second: Path, groups: bool, target: Path | None) -> None:
+    """Compare the runs in the folders A and B, take by take."""
+    try:
+        one, two = read_run(first), read_run(second)
+        found = compare(one, two, METRICS)
+    except Dia2Error as error:
+        raise _BadInput(describe(error)) from error
+    for line in differing_settings(one, two):
+        click.echo(f"note: the runs differ in {line}", err=True)
+    for source, group in dict.fromkeys((d.source, d.group) for d in found):
+        here = [d for d in found if (d.source, d.group) == (source, group)]
+        if group == ALL or groups:
+            click.echo(f"## {source}, {group}\n\n{table(here)}\n")
+    if target is not None:
+        text = json.dumps([as_json(d) for d in found], indent=2) + "\n"
+        target.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m eval.compare")

@@ -1,0 +1,176 @@
+"""Two runs beside each other: what differs, utterance by utterance, and how sure that is.
+
+Takes are paired by set, prompt, source and seed; what only one run has is left out. A figure's
+difference is that of the two runs' ratios over the same takes. Its interval comes from resampling
+**prompts**, with the takes of both runs together: what is hard in one is hard in the other, which
+an interval of each run by itself would count as noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dia2_jax.errors import DataError
+from eval.scoring.metric import Figure, Metric, Row
+from eval.scoring.run_folder import Key, key
+from eval.scoring.summary import ALL, INTERVAL, RESAMPLES, group_of
+
+Verdict = Literal["better", "worse", "differs", "no evidence"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, ``run.json`` and rows."""
+
+    path: Path
+    about: Mapping[str, Any]
+    rows: Mapping[Key, Row]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of two runs over the takes that both have.
+
+    Attributes:
+      source, group, metric: where it belongs.
+      figure: what it is.
+      first, second: value in each run.
+      low, high: interval of ``second - first``.
+      takes: pairs that it rests on.
+      verdict: of the second run against the first. ``differs`` where neither direction is better.
+    """
+
+    source: str
+    group: str
+    metric: str
+    figure: Figure
+    first: float
+    second: float
+    low: float
+    high: float
+    takes: int
+    verdict: Verdict
+
+
+def read_run(path: Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+      DataError: there is none, or it cannot be read.
+    """
+    try:
+        about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        lines = (path / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return Run(path, about, {key(row): row for row in rows})
+    except OSError as error:
+        raise DataError(
+            f"{path}: holds no run ({error.strerror}: {Path(error.filename).name}); give the --out "
+            "folder of eval.naturalness"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: its run cannot be read ({error!r})") from None
+
+
+def differing_settings(first: Run, second: Run) -> list[str]:
+    """What the two runs depend on and do not share, besides the checkpoint, as ``name: a | b``."""
+    one, two = (dict(run.about.get("identity", {})) for run in (first, second))
+    names = [n for n in dict.fromkeys([*one, *two]) if n not in ("checkpoint", "codec", "format")]
+    return [
+        f"{name}: {_short(one.get(name))} | {_short(two.get(name))}"
+        for name in names
+        if one.get(name) != two.get(name)
+    ]
+
+
+def compare(first: Run, second: Run, metrics: Sequence[type[Metric]]) -> list[Difference]:
+    """Every figure that both runs have, by source and group.
+
+    Raises:
+      DataError: the runs share no take.
+    """
+    shared = [k for k in first.rows if k in second.rows]
+    if not shared:
+        raise DataError(
+            f"{first.path} and {second.path} share no take: run both with the same prompts "
+            "and seeds"
+        )
+    found: list[Difference] = []
+    for metric in metrics:
+        scored = [k for k in shared if _has(first, k, metric) and _has(second, k, metric)]
+        related = [
+            dict(zip(scored, metric.relate([run.rows[k] for k in scored]), strict=True))
+            for run in (first, second)
+        ]
+        for source, group, members in _groups(first, scored):
+            for figure in metric.figures:
+                pairs = [
+                    (k[:2], one, two)
+                    for k in members
+                    if (one := figure.parts(related[0][k])) is not None
+                    and (two := figure.parts(related[1][k])) is not None
+                ]
+                found += _difference(source, group, metric.name, figure, pairs)
+    return found
+
+
+def verdict(figure: Figure, first: float, second: float, low: float, high: float) -> Verdict:
+    """What an interval of ``second - first`` says."""
+    if low <= 0 <= high:
+        return "no evidence"
+    if figure.better == "near 1":
+        closer = abs(second - 1) - abs(first - 1)
+        return "better" if closer < 0 else "worse"
+    if not figure.better:
+        return "differs"
+    return "better" if (second < first) == (figure.better == "lower") else "worse"
+
+
+def _difference(
+    source: str, group: str, metric: str, figure: Figure, pairs: Sequence[tuple[Any, Any, Any]]
+) -> Iterator[Difference]:
+    sums: dict[Any, np.ndarray] = {}
+    for cluster, one, two in pairs:
+        sums[cluster] = sums.get(cluster, np.zeros(4)) + np.array([*one, *two], np.float64)
+    table = np.stack(list(sums.values())) if sums else np.zeros((0, 4))
+    whole = table.sum(axis=0)
+    if len(table) == 0 or whole[1] <= 0 or whole[3] <= 0:
+        return
+    first, second = whole[0] / whole[1], whole[2] / whole[3]
+    rng = np.random.default_rng(0)
+    drawn = table[rng.integers(0, len(table), (RESAMPLES, len(table)))].sum(axis=1)
+    drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
+    moved = drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1]
+    low, high = np.quantile(moved, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    judged = verdict(figure, first, second, low, high)
+    if len(table) == 1:
+        judged = "no evidence"  # one prompt says nothing about others
+    yield Difference(
+        source, group, metric, figure, float(first), float(second), float(low), float(high),
+        len(pairs), judged,
+    )  # fmt: skip
+
+
+def _has(run: Run, k: Key, metric: type[Metric]) -> bool:
+    return bool(run.rows[k].get("scores", {}).get(metric.name))
+
+
+def _groups(run: Run, keys: Sequence[Key]) -> Iterator[tuple[str, str, list[Key]]]:
+    found: dict[tuple[str, str], list[Key]] = {}
+    for k in keys:
+        row = run.rows[k]
+        for group in (ALL, group_of(row)):
+            found.setdefault((row["source"], group), []).append(k)
+    for (source, group), members in found.items():
+        yield source, group, members
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 80 else f"{text[:77]}…"
