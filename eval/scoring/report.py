@@ -31,40 +31,65 @@ def report(
         "Values are over all takes of a group; in brackets, 95 % bootstrap intervals.",
         "",
     ]
-    sources = [source for source in SOURCES if source in summary["figures"]]
-    groups = dict.fromkeys(g for source in sources for g in summary["figures"][source])
-    if len(groups) == 2:  # one kind alone: "all" says the same
-        groups.pop(ALL)
-    for group in groups:
-        lines += _table(group, sources, summary, metrics)
+    for group in groups_of(summary):
+        lines += _table(group, summary, metrics)
     return "\n".join([*lines, *_failures(summary), *_worst(rows)]) + "\n"
 
 
-def _table(
+def groups_of(summary: Mapping[str, Any]) -> list[str]:
+    """Groups of takes of which there are figures; with one kind alone, "all" would say the same."""
+    sources = [source for source in SOURCES if source in summary["figures"]]
+    groups = list(dict.fromkeys(g for source in sources for g in summary["figures"][source]))
+    return [g for g in groups if g != ALL] if len(groups) == 2 else groups
+
+
+def figure_rows(
     group: str, sources: Sequence[str], summary: Mapping[str, Any], metrics: Sequence[Metric]
-) -> list[str]:
-    here = [source for source in sources if group in summary["figures"][source]]
+) -> list[dict[str, Any]]:
+    """A row a figure that some source has: ``name``, ``unit``, ``better``, ``about``, ``cells``.
+
+    A cell has ``value``, ``low`` and ``high`` as text; None where the source lacks the figure.
+    """
+    found = []
+    for metric in metrics:
+        for figure in metric.figures:
+            cells = [
+                summary["figures"][s][group].get(metric.name, {}).get(figure.name) for s in sources
+            ]
+            if not any(cells):
+                continue
+            texts = [
+                cell and {name: _number(cell[name]) for name in ("value", "low", "high")}
+                for cell in cells
+            ]
+            found.append(
+                {
+                    "name": f"{metric.name}.{figure.name}",
+                    "unit": figure.unit,
+                    "better": figure.better,
+                    "about": figure.about,
+                    "cells": texts,
+                }
+            )
+    return found
+
+
+def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> list[str]:
+    here = [source for source in SOURCES if group in summary["figures"].get(source, {})]
     takes = ", ".join(f"{s} {summary['counts'][s][group]['takes']}" for s in here)
     lines = [f"## {group[0].upper()}{group[1:]}", "", f"Takes: {takes}.", ""]
     lines += ["| figure | unit | better | " + " | ".join(here) + " | |"]
     lines += ["|---|---|---|" + "---|" * (len(here) + 1)]
-    for metric in metrics:
-        for figure in metric.figures:
-            cells = [
-                summary["figures"][s][group].get(metric.name, {}).get(figure.name) for s in here
-            ]
-            if not any(cells):
-                continue
-            shown = " | ".join(_estimate(cell) for cell in cells)
-            name = f"{metric.name}.{figure.name}"
-            lines.append(f"| {name} | {figure.unit} | {figure.better} | {shown} | {figure.about} |")
+    for row in figure_rows(group, here, summary, metrics):
+        shown = " | ".join(_estimate(cell) for cell in row["cells"])
+        lines.append(
+            f"| {row['name']} | {row['unit']} | {row['better']} | {shown} | {row['about']} |"
+        )
     return [*lines, ""]
 
 
-def _estimate(cell: Mapping[str, float] | None) -> str:
-    if cell is None:
-        return "–"
-    return f"{_number(cell['value'])} ({_number(cell['low'])} – {_number(cell['high'])})"
+def _estimate(cell: Mapping[str, str] | None) -> str:
+    return "–" if cell is None else f"{cell['value']} ({cell['low']} – {cell['high']})"
 
 
 def _number(value: float) -> str:
@@ -75,7 +100,7 @@ def _failures(summary: Mapping[str, Any]) -> list[str]:
     found = summary["failures"]
     lines = ["## Failures", "", f"{len(found)} takes." if found else "None.", ""]
     for row in found[:_FAILURES]:
-        lines.append(f"- {_name(row)}: {'; '.join(row['what'])}")
+        lines.append(f"- {name_of(row)}: {'; '.join(row['what'])}")
     if len(found) > _FAILURES:
         lines.append(f"- … and {len(found) - _FAILURES} more in summary.json")
     return [*lines, ""]
@@ -105,7 +130,7 @@ def _worst(rows: Sequence[Row]) -> list[str]:
     for row in wrong:
         scores = row["scores"]["intelligibility"]
         lines += [
-            f"- {_name(row)}: {100 * rate(row):.0f} %",
+            f"- {name_of(row)}: {100 * rate(row):.0f} %",
             f"  - script: {_cut(scores['script_normalised'])}",
             f"  - heard: {_cut(scores['transcript_normalised']) or '(nothing)'}",
         ]
@@ -117,6 +142,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
+    """Set, id, source and seed of a take, to be read."""
     seed = "" if row["seed"] is None else f", seed {row['seed']}"
     return f"{row['set']}/{row['id']} ({row['source']}{seed})"

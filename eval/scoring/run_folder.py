@@ -1,6 +1,7 @@
 """The folder of a run: what is in it, and when a run may go on in it.
 
-    OUT/run.json  utterances.jsonl  audio/<source>/<set>/<id>.wav  summary.json  report.md
+    OUT/run.json  utterances.jsonl  audio/<source>/<set>/<id>.wav
+        summary.json  report.md  report.html
 
 ``run.json`` says what the scores depend on (``identity``) and what else is good to know. A run goes
 on where it stopped if its identity is still the same; rows that are there are kept.

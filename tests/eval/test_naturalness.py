@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -287,6 +288,12 @@ def test_a_run_from_end_to_end_resumes_and_refuses_another(
     assert len(about["identity"]["checkpoint"]) == 64
     text = (out / "report.md").read_text()
     assert "| intelligibility.wer | % | lower |" in text and "mine/talk (generated, seed 0)" in text
+    whole = (out / "report.html").read_text()
+    assert "<td>intelligibility.wer</td><td>%</td><td>lower</td>" in whole
+    assert whole.count("<audio ") == whole.count("data:audio/mpeg;base64,") == 2
+    # Two spectrograms and the distributions; nothing is fetched from anywhere.
+    assert whole.count("data:image/png;base64,") == 3
+    assert not re.search(r"""(src|href)=["']?(?!#|data:)""", whole)
 
     # A row was lost while it was written: it alone is made again, and comes out the same.
     lines = (out / "utterances.jsonl").read_text().splitlines(keepends=True)
@@ -327,6 +334,7 @@ def test_the_ceilings_need_a_codec_alone(tmp_path: Path, prompts: Path, listener
         ([str(TINY), "cfg_scael=1"], "did you mean 'cfg_scale'"),
         ([str(TINY), "-p", "lines", "--codec-only"], "has no recordings"),
         ([str(TINY), "--sources", "radio"], "choose from generated"),
+        ([str(TINY), "--metrics", "inteligibility"], "did you mean 'intelligibility'"),
         ([str(TINY), "--seeds", "one"], "whole numbers"),
     ],
 )

@@ -1,0 +1,196 @@
+"""``report.html``: a run in one file that needs nothing else: tables, distributions, and the takes
+that went worst, to hear and to see."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from dia2_jax.typing import Float
+from eval.scoring.levels import window_levels
+from eval.scoring.metric import Metric, Row
+from eval.scoring.report import figure_rows, groups_of, name_of
+from eval.scoring.takes import RECORDING, SOURCES
+
+#: How many takes are shown, and failures are listed; seconds of a take that are shown.
+_TAKES, _FAILURES, _SECONDS = 8, 100, 20.0
+
+#: Scores of single takes whose distribution is shown: metric, score, label.
+_DISTRIBUTIONS = (
+    ("intelligibility", "wer", "word errors, %"),
+    ("quality", "overall", "DNSMOS overall"),
+    ("stopping", "length", "length, × reference"),
+    ("stopping", "tail", "sound after the text, s"),
+    ("signal", "level", "level, dBFS"),
+    ("prosody", "rate", "words a second"),
+)
+
+
+def page(
+    about: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    rows: Sequence[Row],
+    metrics: Sequence[Metric],
+    folder: Path,
+) -> str:
+    """The report of a run as HTML.
+
+    Args:
+      about: what is said at the top, name by name.
+      summary: as :func:`eval.scoring.summary.summarise` returns it.
+      folder: of the run; the audio of its rows is read.
+    """
+    from jinja2 import Environment
+
+    source = next((s for s in SOURCES if s in summary["figures"]), None)
+    shown = [row for row in rows if row["source"] == source and "scores" in row]
+    worst = sorted(shown, key=_badness, reverse=True)[:_TAKES]
+    failures = summary["failures"]
+    template = Environment(autoescape=True).from_string(
+        Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    )
+    return template.render(
+        title=f"Naturalness of {about.get('checkpoint', 'a checkpoint')}",
+        about=about,
+        tables=[_table(group, summary, metrics) for group in groups_of(summary)],
+        distributions=_histograms(rows, [s for s in SOURCES if s in summary["figures"]]),
+        failures=[
+            {"name": name_of(row), "what": "; ".join(row["what"])} for row in failures[:_FAILURES]
+        ],
+        more_failures=max(0, len(failures) - _FAILURES),
+        listening=f"the worst of {source or 'none'} by word errors, then by failures",
+        takes=[_take(row, folder, failures) for row in worst],
+    )
+
+
+def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
+    sources = [s for s in SOURCES if group in summary["figures"].get(s, {})]
+    counts = ", ".join(f"{s} {summary['counts'][s][group]['takes']}" for s in sources)
+    rows = figure_rows(group, sources, summary, metrics)
+    anchor = re.sub(r"\W+", "-", group)
+    return {"group": group, "anchor": anchor, "sources": sources, "takes": counts, "rows": rows}
+
+
+def _badness(row: Row) -> tuple[float, bool]:
+    return (_score(row, "intelligibility", "wer") or 0.0, _score(row, "stopping", "stops") == 0)
+
+
+def _score(row: Row, metric: str, name: str) -> float | None:
+    """A score of a single take; some are ratios of two that are stored."""
+    scores = row.get("scores", {}).get(metric)
+    if not scores:
+        return None
+    ratios = {"wer": ("errors", "words", 100.0), "rate": ("words", "seconds", 1.0)}
+    if name in ratios:
+        above, below, scale = ratios[name]
+        if not scores.get(below) or scores.get(above) is None:
+            return None
+        return scale * float(scores[above]) / float(scores[below])
+    value = scores.get(name)
+    return None if value is None else float(value)
+
+
+def _take(row: Row, folder: Path, failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    # Recordings are where the user has them.
+    path = Path(row["audio"]) if row["source"] == RECORDING else folder / row["audio"]
+    wave, rate = soundfile.read(path, dtype="float32", frames=-1)
+    wave = wave if wave.ndim == 1 else wave.mean(axis=1)
+    keys = ("set", "id", "source", "seed")
+    what = [one["what"] for one in failures if all(one[k] == row[k] for k in keys)]
+    shown = [
+        f"{label}: {value:.3g}"
+        for metric, name, label in _DISTRIBUTIONS
+        if (value := _score(row, metric, name)) is not None
+    ]
+    return {
+        "name": name_of(row),
+        "script": row["script"],
+        "heard": row["scores"].get("intelligibility", {}).get("transcript"),
+        "scores": ", ".join(shown),
+        "what": "; ".join(what[0]) if what else "",
+        "audio": _audio(wave[: int(_SECONDS * rate)], rate),
+        "picture": spectrogram(wave[: int(_SECONDS * rate)], rate, row["words"]),
+    }
+
+
+def _audio(wave: Float[np.ndarray, " W"], rate: int) -> str:
+    data = io.BytesIO()
+    soundfile.write(data, wave, rate, format="MP3")
+    return "data:audio/mpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def spectrogram(
+    wave: Float[np.ndarray, " W"], rate: int, words: Sequence[Mapping[str, Any]]
+) -> str:
+    """A picture as a data URL: mel spectrogram and level, and where words are reported to start."""
+    import librosa
+
+    mel = librosa.feature.melspectrogram(y=wave, sr=rate, n_fft=1024, hop_length=256, n_mels=80)
+    figure, (top, bottom) = _subplots(2, 1, (11, 3.6), height_ratios=[3, 1], sharex=True)
+    span = (0.0, len(wave) / rate)
+    top.imshow(
+        librosa.power_to_db(mel, ref=1.0, top_db=80.0),
+        origin="lower", aspect="auto", extent=(*span, 0, 80), cmap="magma",
+    )  # fmt: skip
+    colours = {"[S1]": "#6cf", "[S2]": "#fc6"}
+    for word in words:
+        if word["start"] >= span[1]:
+            continue
+        colour = colours.get(word["speaker"], "#fff")
+        for axis in (top, bottom):
+            axis.axvline(word["start"], color=colour, linewidth=0.8)
+        top.text(word["start"], 81, word["text"], fontsize=7, rotation=40, va="bottom")
+    levels = window_levels(wave, rate)
+    bottom.plot(np.arange(len(levels)) * 0.01, levels, linewidth=0.8, color="#444")
+    bottom.set(ylim=(-80, 0), xlim=span, xlabel="s", ylabel="dBFS")
+    top.set(ylabel="mel band")
+    return _png(figure)
+
+
+def _histograms(rows: Sequence[Row], sources: Sequence[str]) -> str | None:
+    """Distributions of single takes' scores, sources on top of each other."""
+    found = []
+    for metric, name, label in _DISTRIBUTIONS:
+        by_source = {
+            s: [v for r in rows if r["source"] == s and (v := _score(r, metric, name)) is not None]
+            for s in sources
+        }
+        if max(map(len, by_source.values()), default=0) >= 2:
+            found.append((label, by_source))
+    if not found:
+        return None
+    columns = min(3, len(found))
+    lines = -(-len(found) // columns)
+    figure, axes = _subplots(lines, columns, (11, 2.6 * lines), squeeze=False)
+    for axis in axes.flat[len(found) :]:
+        axis.set_axis_off()
+    for axis, (label, by_source) in zip(axes.flat, found, strict=False):
+        every = np.concatenate([np.array(values, float) for values in by_source.values()])
+        bins = np.linspace(every.min(), every.max() + 1e-9, 21)
+        for source, values in by_source.items():
+            axis.hist(values, bins=bins, alpha=0.6, label=source)
+        axis.set(xlabel=label, ylabel="takes")
+    axes.flat[0].legend(fontsize=8)
+    return _png(figure)
+
+
+def _subplots(lines: int, columns: int, size: tuple[float, float], **options: Any) -> Any:
+    # Without pyplot, which keeps figures in a global and looks for a screen.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    ratios = options.pop("height_ratios", None)
+    return figure, figure.subplots(lines, columns, height_ratios=ratios, **options)
+
+
+def _png(figure: Any) -> str:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=90)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
