@@ -3,6 +3,7 @@
     python -m eval.latency --config dia2_1b
     python -m eval.latency --config dia2_1b --against ~/dia2 --json latency.json
     python -m eval.latency --config checkpoints/Dia2-1B --at 100,700,1400
+    python -m eval.latency --config nano
     python -m eval.latency --codec --config mimi --against transformers
 
 ``--config`` is a shape of ``configs/`` (random weights are made in memory, no tokenizer is
@@ -38,6 +39,11 @@ system does not tell):
     stream    first_audio_ms (feeding the text to the first chunk: delays and one chunk),
               first_audio_frames (frames computed until then), chunk_frames, x_realtime (audio
               seconds a second, codec included), programs_compiled (0 if ready was ready)
+    audible   (of a checkpoint, whose speech means something) over 20 sentences of the set
+              `everyday`, fed word by word without waiting, in the warm process: first_audible
+              (spread) from the feed of the word that completes the look-ahead, which is the first
+              to let a frame be computed, to the first chunk above -40 dBFS (RMS);
+              leading_silence (spread) of audio before that chunk; silent, how many had none
     step      by position: p25_ms p50_ms p75_ms p95_ms p99_ms min_ms max_ms count, x_realtime
               (without codec), weights_gb and cache_gb read by a frame, weights_gb_per_s,
               achieved_gb_per_s (both), share_of_bandwidth
@@ -76,11 +82,13 @@ from eval.latency_process import Child, MeasurementError, Side
 from eval.latency_report import table
 from eval.latency_statistics import alternate, ratio, summary
 from eval.latency_upstream import check_checkout, require
+from eval.scoring.prompts import read_sets
 
 #: Starts a side: target class, its arguments, environment variables of its process.
 Start = Callable[[str, Mapping[str, Any], Mapping[str, str | None]], Side]
 
 _OURS = "eval.latency_ours:Ours"
+_AUDIBLE_SCRIPTS = 20
 _OUR_CODEC = "eval.codec_speed:OurCodec"
 _UPSTREAM = "eval.latency_upstream:Upstream"
 _TRANSFORMERS = "eval.latency_upstream:TransformersMimi"
@@ -143,6 +151,8 @@ def measure_model(
             report |= ours.call("about")
             _say("streaming an utterance")
             report["stream"] = ours.call("stream", frames)
+            if source.folder is not None:
+                report["audible"] = _audible(ours)
             report["step"] = {}
             for position in positions:
                 _say(f"{frames} frames at step {position}")
@@ -162,6 +172,19 @@ def measure_model(
             if ours is not None:
                 ours.close()
     return report
+
+
+def _audible(ours: Side) -> dict[str, Any]:
+    """How soon a checkpoint is heard, over the first scripts of the everyday set."""
+    (scripts,) = read_sets(["everyday"])
+    texts = [prompt.script for prompt in scripts.prompts[:_AUDIBLE_SCRIPTS]]
+    _say(f"the first audible chunk of {len(texts)} sentences")
+    takes = ours.call("first_audible", texts)
+    found: dict[str, Any] = {"silent": sum(t["first_audible_ms"] is None for t in takes)}
+    for name in ("first_audible_ms", "leading_silence_ms"):
+        values = [take[name] for take in takes if take[name] is not None]
+        found[name.removesuffix("_ms")] = summary(values) if values else None
+    return found
 
 
 def _rates(

@@ -43,8 +43,11 @@ class Source:
     def of(cls, name_or_folder: str) -> Source:
         """
         Raises:
-          MeasurementError: neither a folder nor a name in configs/.
+          MeasurementError: neither a folder nor a name in configs/ nor the package's model.
+          HubError: the package's model is not whole.
         """
+        if name_or_folder == hub.NANO:
+            return cls(name_or_folder, hub.resolve(hub.NANO).config.parent)
         path = Path(name_or_folder)
         if _yaml(name_or_folder).is_file():
             return cls(name_or_folder, None)

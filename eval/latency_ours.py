@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +18,11 @@ from dia2_jax import hub
 from dia2_jax.config import load_dia2_config
 from dia2_jax.convert.models import abstract_dia2, abstract_mimi, load_dia2, load_mimi
 from dia2_jax.engine import enable_compilation_cache
+from dia2_jax.generation.defaults import read_defaults
 from dia2_jax.generation.machine import QueueBuilder
 from dia2_jax.generation.rows import Rows
 from dia2_jax.generation.sampling import RowSettings, rank_bound
-from dia2_jax.generation.session import Session
+from dia2_jax.generation.session import Chunk, Session
 from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.generation.step import GenerationState, Programs, StepOptions, initial_state
 from dia2_jax.mimi.codec import Mimi
@@ -38,6 +40,8 @@ from eval.latency_models import (
 from eval.latency_process import MeasurementError
 
 _GB = 1e9
+#: A chunk is heard from this RMS on, in dB of full scale.
+AUDIBLE = -40.0
 #: Frames run on from a chosen position before the state jumps back to it.
 SPAN = 32
 
@@ -81,6 +85,20 @@ class CompileWatch:
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._duration)
         jax.monitoring.unregister_event_listener(self._count)
+
+
+def _fed_by_words(session: Session, script: str) -> Iterator[tuple[Chunk, float]]:
+    """Each chunk, and the seconds since the feed that first let a frame be computed."""
+    began = 0.0
+    for word in [*script.split(), None]:
+        if session.frames_computed == 0:
+            began = time.perf_counter()
+        if word is None:
+            session.close()
+        else:
+            session.feed(f"{word} ")
+        for chunk in session:
+            yield chunk, time.perf_counter() - began
 
 
 class Ours:
@@ -140,6 +158,7 @@ class Ours:
         assert self._source.folder is not None
         files = hub.resolve(self._source.folder)
         config = load_dia2_config(files.config)
+        self._settings = read_defaults(files.generation)
         self._tokenizer = Tokenizer.from_file(files.tokenizer, config.data)
         self._programs = Programs(load_dia2(config, files.weights, dtype=self._dtype)[0])
         self._set_codec(load_mimi(files.mimi)[0])
@@ -218,12 +237,39 @@ class Ours:
             "programs_compiled": watch.counts["programs"],
         }
 
-    def _session(self) -> Session:
+    def first_audible(self, scripts: Sequence[str]) -> list[dict[str, float | None]]:
+        """How soon each script is heard, when its words are fed one at a time without waiting.
+
+        Returns:
+          Of each script ``first_audible_ms``, from the feed of the word that completed the
+          look-ahead (the first that let a frame be computed) to the first chunk whose RMS is above
+          ``AUDIBLE`` dBFS, and ``leading_silence_ms`` of audio before that chunk. None where
+          nothing was audible.
+        """
+        found: list[dict[str, float | None]] = []
+        for seed, script in enumerate(scripts):
+            session, heard = self._session(seed), None
+            for chunk, seconds in _fed_by_words(session, script):
+                power = float(np.mean(np.square(chunk.pcm, dtype=np.float64)))
+                if 10 * np.log10(max(power, 1e-12)) > AUDIBLE:
+                    heard = (seconds, chunk.start)
+                    break
+            session.cancel()
+            took, start = heard if heard is not None else (None, None)
+            found.append(
+                {
+                    "first_audible_ms": None if took is None else took * 1e3,
+                    "leading_silence_ms": None if start is None else start * 1e3,
+                }
+            )
+        return found
+
+    def _session(self, seed: int = 0) -> Session:
         rows = Rows(
             self._programs,
             self._tokenizer,
             [self._settings],
-            [0],
+            [seed],
             [None],
             frame_rate=1 / self._frame_s,
         )

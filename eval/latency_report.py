@@ -58,6 +58,18 @@ def _model(report: Mapping[str, Any]) -> list[str]:
             f"{stream['x_realtime']:.3f} × real time",
         ]
     )
+    audible = report.get("audible", {}).get("first_audible")
+    if audible:
+        silence = report["audible"]["leading_silence"]
+        rows.append(
+            [
+                "first audible",
+                f"p50 {audible['p50_ms']:.0f} ms",
+                f"{audible['p25_ms']:.0f} to {audible['p75_ms']:.0f} ms, {audible['count']} of "
+                f"{audible['count'] + report['audible']['silent']} sentences",
+                f"behind {silence['p50_ms']:.0f} ms of silence",
+            ]
+        )
     for position, step in report["step"].items():
         rows.append(
             [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 
 from dia2_jax.config import config_to_dict, load_dia2_config
 from dia2_jax.convert.models import abstract_dia2
-from eval import latency, latency_models
+from eval import latency, latency_models, latency_ours
 from eval.codec_speed import OurCodec
 from eval.latency_machine import AnonymousPeak, OtherWork, read_bandwidth
 from eval.latency_models import Source, frame_cache_bytes, frame_weight_bytes
@@ -278,6 +279,47 @@ def test_a_folder_is_loaded_not_made_up(tiny_model_folder: Path) -> None:
     tensors = safetensors.numpy.load_file(files[0])
     held = ours._programs.model().transformer.cb0_head.weight[...]
     assert np.array_equal(held, tensors["transformer.cb0_head.weight"])
+
+
+def test_what_is_heard_first_counts_from_the_word_that_lets_frames_be_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A session that can go on from the third word on and is silent for its first two chunks."""
+    clock = [0.0]
+    monkeypatch.setattr(latency_ours.time, "perf_counter", lambda: clock[0])
+
+    class Fake:
+        frames_computed, words, chunks = 0, 0, 0
+
+        def feed(self, text: str) -> None:
+            clock[0] += 1.0
+            self.words += 1
+
+        def close(self) -> None:
+            self.words += 100
+
+        def cancel(self) -> None:
+            pass
+
+        def __iter__(self) -> Iterator[Any]:
+            while self.words >= 3 and self.chunks < 2 * (self.words - 2):
+                clock[0] += 0.04
+                self.frames_computed += 1
+                self.chunks += 1
+                loud = 0.02 if self.chunks > 2 else 0.005  # -34 and -46 dBFS
+                yield SimpleNamespace(
+                    pcm=np.full(1920, loud * level, np.float32), start=0.08 * (self.chunks - 1)
+                )
+
+    ours = object.__new__(latency_ours.Ours)
+    monkeypatch.setattr(ours, "_session", lambda seed: Fake())
+    level = 1.0
+    (found,) = ours.first_audible(["[S1] one two three four five"])
+    # Fed at 2 s the third word takes a second; two silent chunks; the fourth word; one chunk.
+    assert found["first_audible_ms"] == pytest.approx(1e3 * (1 + 2 * 0.04 + 1 + 0.04))
+    assert found["leading_silence_ms"] == pytest.approx(160)
+    level = 0.1
+    assert ours.first_audible(["a b c"]) == [{"first_audible_ms": None, "leading_silence_ms": None}]
 
 
 def test_whole_run_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
