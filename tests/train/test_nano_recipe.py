@@ -104,7 +104,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(tmp_path)
     configs = tmp_path / "configs" / "nano"
     shutil.copytree(
-        ROOT / "configs" / "nano", configs, ignore=shutil.ignore_patterns("tokens", "run")
+        ROOT / "configs" / "nano", configs, ignore=shutil.ignore_patterns("codec", "tokens")
     )
     for name, fields in SHAPES.items():
         text = (configs / name).read_text(encoding="utf-8")
@@ -120,6 +120,7 @@ def test_the_recipe_makes_a_model_that_speaks(workplace: Path) -> None:
     programs = commands()
     assert [name for name, *_ in programs] == [
         "train.corpus",
+        "train.codec",
         "train.codec",
         "dia2-jax",
         "train.prepare",
