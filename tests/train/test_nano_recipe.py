@@ -77,7 +77,8 @@ SMALLER = {
         "optimizer.schedule.warmup_steps=10",
     ],
     "train.package": [],
-    "eval.naturalness": ["--limit", "2"],
+    # Those that need nothing which may or may not be installed.
+    "eval.naturalness": ["--limit", "2", "--metrics", "signal,stopping,dialogue,speed"],
 }
 
 
