@@ -29,22 +29,8 @@ from dia2_jax.typing import Array
 from train.dia2_config import ModelSource
 from train.shapes import read_shape_file
 
-#: Standard deviation of fresh embedding tables: a token is the sum of some of them, and should
-#: weigh in the residual stream beside what the layers add to it.
-_EMBEDDING_SCALE = 0.1
-#: Maps whose output is added to the residual stream, by stack.
-_RESIDUAL = {
-    "transformer": (
-        "transformer.layers.*.attn.o_proj.weight",
-        "transformer.layers.*.mlp.wo.weight",
-    ),
-    "depformer": (
-        "depformer.layers.*.self_attention.out_proj.*.weight",
-        "depformer.layers.*.mlp.wo.weight",
-    ),
-}
-#: Norms of queries and keys, of H values.
-_HEAD_NORMS = "*.[qk]_norm.weight"
+#: Standard deviation of fresh embedding tables.
+_EMBEDDING_SCALE = 0.02
 #: Standard deviation of a normal distribution cut off at two of them.
 _TRUNCATED = 0.87962566
 
@@ -101,11 +87,7 @@ def initial_params(
     """The weights, as a flat dict with the dtypes and shardings of ``abstract``.
 
     Random ones are a function of the seed and each parameter's own path: linear maps truncated
-    normal of variance 1 / fan-in, tables normal, norms one. With two exceptions: what is added to
-    the residual stream is scaled by 1 / sqrt(additions of the stack) (Radford et al., 2019), and
-    the norms of queries and keys begin at H ** -1/4, since attention has no scale of its own here:
-    with ones its scores would have a standard deviation of sqrt(H), and it would begin frozen on
-    random steps.
+    normal of variance 1 / fan-in, tables normal, norms one.
 
     Raises:
       CheckpointError: weights that do not fit the config.
@@ -117,7 +99,7 @@ def initial_params(
 
     # Drawn by numpy: random numbers of every shape take XLA seconds to minutes to compile.
     def place(path: str, leaf: jax.ShapeDtypeStruct) -> Array:
-        values = _fresh(path, leaf, seed) * np.float32(_scale(path, leaf, start.config))
+        values = _fresh(path, leaf, seed)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: values[part])
 
     return {path: place(path, leaf) for path, leaf in abstract.items()}
@@ -175,20 +157,6 @@ def _copy_codec(mimi: hub.MimiFiles, target: Path) -> None:
         shutil.copytree(mimi.weights, target / mimi.weights.name)
     else:
         shutil.copyfile(mimi.weights, target / mimi.weights.name)
-
-
-def _scale(path: str, leaf: jax.ShapeDtypeStruct, config: Dia2Config) -> float:
-    """What a fresh parameter is multiplied with, besides its kind's own scale."""
-    if fnmatchcase(path, _HEAD_NORMS):
-        return float(leaf.shape[0] ** -0.25)
-    layers = {
-        "transformer": config.model.decoder.n_layer,
-        "depformer": config.model.depformer.n_layer,
-    }
-    for stack, patterns in _RESIDUAL.items():
-        if any(fnmatchcase(path, pattern) for pattern in patterns):
-            return float((2 * layers[stack]) ** -0.5)
-    return 1.0
 
 
 def _fresh(path: str, leaf: jax.ShapeDtypeStruct, seed: int) -> np.ndarray:

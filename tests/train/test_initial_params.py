@@ -20,20 +20,9 @@ def test_fresh_weights_have_their_scale_and_depend_on_seed_and_path_alone(small_
     np.testing.assert_allclose(queries.std() * np.sqrt(inputs), 1, rtol=0.05)
     assert 1.9 < np.abs(queries).max() * 0.87962566 * np.sqrt(inputs) <= 2
     table = np.asarray(first["transformer.text_embed.embedding.weight"])
-    np.testing.assert_allclose(table.std(), 0.1, rtol=0.05)
-    assert np.abs(table).max() > 3 * 0.1
+    np.testing.assert_allclose(table.std(), 0.02, rtol=0.05)
+    assert np.abs(table).max() > 3 * 0.02
     assert (np.asarray(first["transformer.norm.weight"]) == 1).all()
-
-    # Scores of a fresh attention have a standard deviation of 1, additions of all layers together
-    # about that of one.
-    heads = np.asarray(first["transformer.layers.0.attn.k_norm.weight"])
-    np.testing.assert_allclose(heads, len(heads) ** -0.25, rtol=1e-6)
-    layers = task.start.config.model.decoder.n_layer
-    added = np.asarray(first["transformer.layers.0.mlp.wo.weight"])
-    np.testing.assert_allclose(added.std() * np.sqrt(added.shape[1] * 2 * layers), 1, rtol=0.05)
-    layers = task.start.config.model.depformer.n_layer
-    added = np.asarray(first["depformer.layers.0.self_attention.out_proj.0.weight"])
-    np.testing.assert_allclose(added.std() * np.sqrt(added.shape[1] * 2 * layers), 1, rtol=0.1)
 
     matrices = [path for path, leaf in first.items() if leaf.ndim > 1]
     assert not any(np.array_equal(first[path], other[path]) for path in matrices)
