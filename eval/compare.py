@@ -9,11 +9,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from dia2_jax.errors import Dia2Error, describe
+from eval.command import BadInput
 from eval.scoring.comparison import Difference, compare, differing_settings, read_run
 from eval.scoring.registry import METRICS
 from eval.scoring.summary import ALL
@@ -33,13 +34,6 @@ Exit status:
   0    compared, whatever came out
   2    a folder holds no run, or the two share no take: the message says why
 """
-
-
-class _BadInput(click.ClickException):
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.format_message()}", err=True)
 
 
 def table(differences: Sequence[Difference]) -> str:
@@ -83,7 +77,7 @@ def main(first: Path, second: Path, groups: bool, target: Path | None) -> None:
         one, two = read_run(first), read_run(second)
         found = compare(one, two, METRICS)
     except Dia2Error as error:
-        raise _BadInput(describe(error)) from error
+        raise BadInput(describe(error)) from error
     for line in differing_settings(one, two):
         click.echo(f"note: the runs differ in {line}", err=True)
     for source, group in dict.fromkeys((d.source, d.group) for d in found):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -21,6 +21,7 @@ from dia2_jax import hub
 from dia2_jax.audio import write_wav
 from dia2_jax.errors import ConfigError, Dia2Error, NonFiniteError, ScriptError, describe
 from eval import latency_machine
+from eval.command import BadInput
 from eval.scoring import sources as making
 from eval.scoring.metric import Metric, Options, Row
 from eval.scoring.page import page
@@ -73,15 +74,6 @@ Exit status:
   2    a checkpoint, prompt, option or folder cannot be used: the message says why
   130  interrupted (Ctrl-C)
 """
-
-
-class _BadInput(click.ClickException):
-    """An error whose message is all that the user needs."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.format_message()}", err=True)
 
 
 def evaluate(
@@ -314,7 +306,7 @@ def main(debug: bool, **options: Any) -> None:
     except (Dia2Error, OSError) as error:
         if debug:
             raise
-        raise _BadInput(describe(error)) from error
+        raise BadInput(describe(error)) from error
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on from here", err=True)
         click.get_current_context().exit(INTERRUPTED)

@@ -19,7 +19,7 @@ import numpy as np
 from dia2_jax.errors import DataError
 from eval.scoring.metric import Figure, Metric, Row
 from eval.scoring.run_folder import Key, key
-from eval.scoring.summary import ALL, INTERVAL, RESAMPLES, group_of
+from eval.scoring.summary import INTERVAL, RESAMPLES, grouped
 
 Verdict = Literal["better", "worse", "differs", "no evidence"]
 
@@ -108,7 +108,8 @@ def compare(first: Run, second: Run, metrics: Sequence[type[Metric]]) -> list[Di
             dict(zip(scored, metric.relate([run.rows[k] for k in scored]), strict=True))
             for run in (first, second)
         ]
-        for source, group, members in _groups(first, scored):
+        for source, group, places in grouped([first.rows[k] for k in scored]):
+            members = [scored[place] for place in places]
             for figure in metric.figures:
                 pairs = [
                     (k[:2], one, two)
@@ -159,16 +160,6 @@ def _difference(
 
 def _has(run: Run, k: Key, metric: type[Metric]) -> bool:
     return bool(run.rows[k].get("scores", {}).get(metric.name))
-
-
-def _groups(run: Run, keys: Sequence[Key]) -> Iterator[tuple[str, str, list[Key]]]:
-    found: dict[tuple[str, str], list[Key]] = {}
-    for k in keys:
-        row = run.rows[k]
-        for group in (ALL, group_of(row)):
-            found.setdefault((row["source"], group), []).append(k)
-    for (source, group), members in found.items():
-        yield source, group, members
 
 
 def _short(value: Any) -> str:

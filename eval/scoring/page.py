@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from dia2_jax.typing import Float
-from eval.scoring.levels import window_levels
+from eval.scoring.levels import HOP, window_levels
 from eval.scoring.metric import Metric, Row
 from eval.scoring.report import figure_rows, groups_of, name_of
 from eval.scoring.takes import RECORDING, SOURCES
@@ -149,7 +149,7 @@ def spectrogram(
             axis.axvline(word["start"], color=colour, linewidth=0.8)
         top.text(word["start"], 81, word["text"], fontsize=7, rotation=40, va="bottom")
     levels = window_levels(wave, rate)
-    bottom.plot(np.arange(len(levels)) * 0.01, levels, linewidth=0.8, color="#444")
+    bottom.plot(np.arange(len(levels)) * HOP, levels, linewidth=0.8, color="#444")
     bottom.set(ylim=(-80, 0), xlim=span, xlabel="s", ylabel="dBFS")
     top.set(ylabel="mel band")
     return _png(figure)

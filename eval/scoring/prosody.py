@@ -14,7 +14,7 @@ import numpy as np
 from dia2_jax.audio import resample
 from dia2_jax.typing import Float
 from eval.latency_machine import package_versions
-from eval.scoring.levels import pauses, span_levels, window_levels
+from eval.scoring.levels import HOP, pauses, span_levels, window_levels
 from eval.scoring.metric import Figure, Metric, Options, Scores, Unavailable, mean, ratio
 from eval.scoring.takes import Take, Turn
 
@@ -89,7 +89,7 @@ class Prosody(Metric):
         hertz = self._pitch(resample(take.wave, take.rate, _RATE))
         times = np.arange(len(hertz)) * (_HOP / _RATE)
         voiced = np.isfinite(hertz)
-        places = np.minimum((times / 0.01).astype(int), max(len(levels) - 1, 0))
+        places = np.minimum((times / HOP).astype(int), max(len(levels) - 1, 0))
         scores: dict[str, Any] = {
             "words": len(take.words) or None,
             "seconds": end - start,

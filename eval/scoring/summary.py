@@ -32,7 +32,7 @@ def summarise(rows: Sequence[Row], metrics: Sequence[Metric]) -> dict[str, Any]:
             scored[place][metric.name] = scores
     figures: dict[str, Any] = {}
     counts: dict[str, Any] = {}
-    for source, group, members in _groups(rows):
+    for source, group, members in grouped(rows):
         counts.setdefault(source, {})[group] = {
             "takes": len(members),
             "refused": sum("error" in rows[i] for i in members),
@@ -94,7 +94,8 @@ def bootstrap(
     return {"value": float(value), "low": float(low), "high": float(high), "takes": takes}
 
 
-def _groups(rows: Sequence[Row]) -> Iterable[tuple[str, str, list[int]]]:
+def grouped(rows: Sequence[Row]) -> Iterable[tuple[str, str, list[int]]]:
+    """Source, group ("all" or "set: kind") and places of its rows."""
     found: dict[tuple[str, str], list[int]] = {}
     for index, row in enumerate(rows):
         for group in (ALL, group_of(row)):
