@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from dia2_jax.typing import Array, Float, Int
 
@@ -31,7 +32,7 @@ def rotate(
     a few hundred positions in.
     """
     angle = positions[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
