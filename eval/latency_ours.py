@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,13 +21,17 @@ from dia2_jax.generation.defaults import read_defaults
 from dia2_jax.generation.machine import QueueBuilder
 from dia2_jax.generation.rows import Rows
 from dia2_jax.generation.sampling import RowSettings, rank_bound
-from dia2_jax.generation.session import Chunk, Session
+from dia2_jax.generation.session import Session
 from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.generation.step import GenerationState, Programs, StepOptions, initial_state
 from dia2_jax.mimi.codec import Mimi
 from dia2_jax.mimi.runtime import Codec
 from dia2_jax.text.script import Entry
 from dia2_jax.text.tokenizer import Tokenizer
+from eval import latency_rows
+from eval.latency_cadences import Schedule
+from eval.latency_compile import CompileWatch as CompileWatch
+from eval.latency_listener import AUDIBLE, Take
 from eval.latency_machine import AnonymousPeak, memory, read_bandwidth, versions
 from eval.latency_models import (
     Source,
@@ -38,67 +41,11 @@ from eval.latency_models import (
     synthetic_tokenizer,
 )
 from eval.latency_process import MeasurementError
+from eval.latency_stream import speak
 
 _GB = 1e9
-#: A chunk is heard from this RMS on, in dB of full scale.
-AUDIBLE = -40.0
 #: Frames run on from a chosen position before the state jumps back to it.
 SPAN = 32
-
-_DURATIONS = {
-    "/jax/core/compile/jaxpr_trace_duration": "trace_s",
-    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower_s",
-    "/jax/core/compile/backend_compile_duration": "xla_s",
-}
-_COUNTS = {
-    "/jax/compilation_cache/cache_hits": "cache_hits",
-    "/jax/compilation_cache/cache_misses": "cache_misses",
-}
-
-
-class CompileWatch:
-    """Counts what JAX traces and compiles while inside the ``with``.
-
-    ``seconds`` has trace_s, lower_s and xla_s (compiling, or reading a compiled program from the
-    cache); ``counts`` has programs, cache_hits and cache_misses.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(_DURATIONS.values(), 0.0)
-        self.counts: Counter[str] = Counter(programs=0, cache_hits=0, cache_misses=0)
-
-    def _duration(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event in _DURATIONS:
-            name = _DURATIONS[event]
-            self.seconds[name] += duration_secs
-            self.counts["programs"] += name == "xla_s"
-
-    def _count(self, event: str, **_: Any) -> None:
-        if event in _COUNTS:
-            self.counts[_COUNTS[event]] += 1
-
-    def __enter__(self) -> CompileWatch:
-        jax.monitoring.register_event_duration_secs_listener(self._duration)
-        jax.monitoring.register_event_listener(self._count)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._duration)
-        jax.monitoring.unregister_event_listener(self._count)
-
-
-def _fed_by_words(session: Session, script: str) -> Iterator[tuple[Chunk, float]]:
-    """Each chunk, and the seconds since the feed that first let a frame be computed."""
-    began = 0.0
-    for word in [*script.split(), None]:
-        if session.frames_computed == 0:
-            began = time.perf_counter()
-        if word is None:
-            session.close()
-        else:
-            session.feed(f"{word} ")
-        for chunk in session:
-            yield chunk, time.perf_counter() - began
 
 
 class Ours:
@@ -191,8 +138,7 @@ class Ours:
             if not session.step():
                 raise MeasurementError("the first frame did not run")
             framed = time.perf_counter()
-            state = self._codec.init_decode_state(1)
-            np.asarray(self._codec.decode_step(self._codes(), state)[0])
+            self._decode_once(self._chunk_frames)
             ready = time.perf_counter()
             session.cancel()
         self._anonymous_peak = max(self._anonymous_peak, peak.peak or 0)
@@ -237,43 +183,70 @@ class Ours:
             "programs_compiled": watch.counts["programs"],
         }
 
-    def first_audible(self, scripts: Sequence[str]) -> list[dict[str, float | None]]:
-        """How soon each script is heard, when its words are fed one at a time without waiting.
+    def listen(
+        self, schedules: Sequence[Schedule], chunk_frames: int | None = None, heard: bool = False
+    ) -> list[Take]:
+        """A session for each schedule, fed in real time; the seed is the index.
 
-        Returns:
-          Of each script ``first_audible_ms``, from the feed of the word that completed the
-          look-ahead (the first that let a frame be computed) to the first chunk whose RMS is above
-          ``AUDIBLE`` dBFS, and ``leading_silence_ms`` of audio before that chunk. None where
-          nothing was audible.
+        Args:
+          schedules: how the texts arrive.
+          chunk_frames: the side's own, if None.
+          heard: stop each take with its first audible chunk.
         """
-        found: list[dict[str, float | None]] = []
-        for seed, script in enumerate(scripts):
-            session, heard = self._session(seed), None
-            for chunk, seconds in _fed_by_words(session, script):
-                power = float(np.mean(np.square(chunk.pcm, dtype=np.float64)))
-                if 10 * np.log10(max(power, 1e-12)) > AUDIBLE:
-                    heard = (seconds, chunk.start)
-                    break
-            session.cancel()
-            took, start = heard if heard is not None else (None, None)
-            found.append(
-                {
-                    "first_audible_ms": None if took is None else took * 1e3,
-                    "leading_silence_ms": None if start is None else start * 1e3,
-                }
+        chunk_frames = self._chunk_frames if chunk_frames is None else chunk_frames
+        self._decode_once(chunk_frames)
+        takes = []
+        for seed, schedule in enumerate(schedules):
+            session = self._session(seed, chunk_frames)
+            takes.append(
+                speak(session, schedule, until=lambda chunk: heard and chunk.level > AUDIBLE)
             )
-        return found
+            session.cancel()
+        return takes
 
-    def _session(self, seed: int = 0) -> Session:
-        rows = Rows(
+    def batch(self, count: int, frames: int) -> dict[str, Any]:
+        """``count`` rows that speak together, with what it took; see ``latency_rows``.
+
+        ``compile_s`` is what JAX spent on programs for this number of rows, before the rest.
+        """
+        chunk_frames = self._chunk_frames
+        frames = max(frames, 2 * chunk_frames)
+
+        def run(frames: int) -> latency_rows.BatchTake:
+            return latency_rows.speak_together(
+                self._rows(range(count)),
+                self._codec,
+                self._script(frames),
+                frames=frames,
+                chunk_frames=chunk_frames,
+            )
+
+        with AnonymousPeak() as peak:
+            with CompileWatch() as watch:
+                run(2 * chunk_frames)
+            batch = run(frames)
+        self._anonymous_peak = max(self._anonymous_peak, peak.peak or 0)
+        return {
+            **latency_rows.summed_up(batch),
+            "compile_s": sum(watch.seconds.values()),
+            "anonymous_peak_gb": None if peak.peak is None else peak.peak / _GB,
+        }
+
+    def _session(self, seed: int = 0, chunk_frames: int | None = None) -> Session:
+        chunk_frames = self._chunk_frames if chunk_frames is None else chunk_frames
+        return Session(self._rows([seed]), self._codec, chunk_frames=chunk_frames)
+
+    def _rows(self, seeds: Sequence[int]) -> Rows:
+        count = len(seeds)
+        settings, frame_rate = [self._settings] * count, 1 / self._frame_s
+        return Rows(
             self._programs,
             self._tokenizer,
-            [self._settings],
-            [seed],
-            [None],
-            frame_rate=1 / self._frame_s,
+            settings,
+            list(seeds),
+            [None] * count,
+            frame_rate=frame_rate,
         )
-        return Session(rows, self._codec, chunk_frames=self._chunk_frames)
 
     def _script(self, frames: int) -> str:
         """Enough words for that many frames of audio: a word takes at least two."""
@@ -352,7 +325,7 @@ class Ours:
     def decode(self, count: int) -> list[float]:
         """Milliseconds a frame of ``count`` chunks through the streaming codec."""
         state = self._codec.init_decode_state(1)
-        codes, times = self._codes(), []
+        codes, times = self._codes(self._chunk_frames), []
         for _ in range(count):
             start = time.perf_counter()
             wave, state = self._codec.decode_step(codes, state)
@@ -360,9 +333,13 @@ class Ours:
             times.append((time.perf_counter() - start) * 1e3 / self._chunk_frames)
         return times
 
-    def _codes(self) -> np.ndarray:
+    def _decode_once(self, chunk_frames: int) -> None:
+        state = self._codec.init_decode_state(1)
+        np.asarray(self._codec.decode_step(self._codes(chunk_frames), state)[0])
+
+    def _codes(self, chunk_frames: int) -> np.ndarray:
         data = self._config.data
-        shape = (1, data.codebooks, self._chunk_frames)
+        shape = (1, data.codebooks, chunk_frames)
         return np.random.default_rng(0).integers(0, data.depth_vocab_size, shape, np.int32)
 
     # ------------------------------------------------------------------------------------ costs
@@ -392,4 +369,6 @@ class Ours:
             "versions": versions("dia2-jax", "jax", "jaxlib", "flax", "numpy"),
             "backend": jax.default_backend(),
             "context_steps": self._config.runtime.max_context_steps,
+            "sample_rate": self._codec.sample_rate,
+            "samples_per_frame": self._codec.samples_per_frame,
         }

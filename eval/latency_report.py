@@ -1,9 +1,13 @@
-"""The latency report as text for people; the numbers are those of the JSON."""
+"""The latency report as text for people, and as a folder; the numbers are those of the JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from eval.latency_curves import draw
 
 #: Share of the processors that other programs may take before the report warns.
 BUSY = 0.05
@@ -23,6 +27,16 @@ def table(report: Mapping[str, Any]) -> str:
     lines.append("")
     lines += _codec(report) if "take" in report else _model(report)
     return "\n".join(lines)
+
+
+def write_folder(report: Mapping[str, Any], folder: Path) -> None:
+    """``report.json``, ``report.txt`` and, if anything was listened to, ``latency.png``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=2)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.txt").write_text(table(report) + "\n", encoding="utf-8")
+    if any(name in report for name in ("cadences", "chunks", "rows")):
+        draw(report, folder / "latency.png")
 
 
 def _model(report: Mapping[str, Any]) -> list[str]:
@@ -70,6 +84,7 @@ def _model(report: Mapping[str, Any]) -> list[str]:
                 f"behind {silence['p50_ms']:.0f} ms of silence",
             ]
         )
+    rows += _listening(report)
     for position, step in report["step"].items():
         rows.append(
             [
@@ -110,6 +125,83 @@ def _model(report: Mapping[str, Any]) -> list[str]:
         rows.append(["upstream memory", *_memory(report["upstream"]["memory"])])
         rows.append(["ratio", f"{report['ratio']:.2f} × upstream's frames a second"])
     return _align(rows)
+
+
+def _listening(report: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for kind in ("cadences", "chunks"):
+        for name, one in report.get(kind, {}).items():
+            rows += _heard(name if kind == "cadences" else f"chunks of {name}", one)
+    for count, one in report.get("rows", {}).items():
+        step = one["step"]
+        rows.append(
+            [
+                f"rows {count}",
+                f"p50 {step['p50_ms']:.2f}, p95 {step['p95_ms']:.2f}, p99 {step['p99_ms']:.2f} ms "
+                "a frame of all",
+                f"first chunk {one['first_playable_ms']:.0f} ms",
+                f"{one['x_realtime']:.2f} × real time each, {one['x_realtime_all']:.2f} together",
+                f"underruns {one['underruns']}, stall {one['stall_ms']:.0f} ms",
+                f"anonymous peak {_number(one['anonymous_peak_gb'])} GB",
+            ]
+        )
+    if "outside" in report:
+        rows += _stopwatch(report["outside"])
+    return rows
+
+
+def _heard(label: str, one: Mapping[str, Any]) -> list[list[str]]:
+    """Three lines about the takes of a cadence or a chunk size."""
+
+    def p50(name: str) -> str:
+        return "none" if one[name] is None else f"{one[name]['p50_ms']:.0f} ms"
+
+    between = one["interval"]
+    return [
+        [
+            label,
+            f"first byte {p50('first_byte')}, playable {p50('first_playable')}, audible "
+            f"{p50('first_audible')} behind {p50('leading_silence')} of silence",
+            f"{p50('first_text_to_audio')} from the first text",
+            f"{one['starts_before_text_ends']} of {one['takes']} start before the text ends",
+        ],
+        [
+            "",
+            "no speed" if one["x_realtime"] is None else f"{one['x_realtime']:.2f} × real time",
+            "one chunk"
+            if between is None
+            else f"chunks every {between['p50_ms']:.1f} ms, p95 {between['p95_ms']:.1f}, p99 "
+            f"{between['p99_ms']:.1f}, jitter {p50('jitter')}",
+        ],
+        [
+            "",
+            f"underruns {one['underruns']}, stall {p50('stall')}, {p50('stall_for_text')} of it "
+            "for text",
+            f"final text {p50('final_text')}, heard after {p50('final_heard')}",
+        ],
+    ]
+
+
+def _stopwatch(outside: Mapping[str, Any]) -> list[list[str]]:
+    labels = {
+        "first_playable_ms": "first chunk ms",
+        "first_audible_ms": "first audible ms",
+        "last_chunk_ms": "last chunk ms",
+        "x_realtime": "× real time",
+    }
+    found = [
+        f"{label} {one['outside']:.4g} ({one['difference']:+.1%})"
+        for name, label in labels.items()
+        if (one := outside[name]) is not None
+    ]
+    verdict = "agrees within 10 %" if outside["agrees"] else "DOES NOT AGREE within 10 %"
+    return [
+        ["outside stopwatch", *found, f"{outside['runs']} runs", verdict],
+        [
+            "process to ready",
+            f"cold {outside['cold_start_s']:.1f} s, warm {outside['warm_start_s']:.1f} s",
+        ],
+    ]
 
 
 def _codec(report: Mapping[str, Any]) -> list[str]:

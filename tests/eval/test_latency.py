@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,9 +18,10 @@ from click.testing import CliRunner
 
 from dia2_jax.config import config_to_dict, load_dia2_config
 from dia2_jax.convert.models import abstract_dia2
-from eval import latency, latency_models, latency_ours
+from eval import latency, latency_measure, latency_models
 from eval.codec_speed import OurCodec
 from eval.latency_machine import AnonymousPeak, OtherWork, read_bandwidth
+from eval.latency_measure import Sweeps
 from eval.latency_models import Source, frame_cache_bytes, frame_weight_bytes
 from eval.latency_ours import SPAN, Ours
 from eval.latency_process import Child, MeasurementError
@@ -110,7 +110,7 @@ def test_ratio_of_a_run_with_injected_times() -> None:
             costs=lambda _: {"frame_ms_of_audio": 80.0, "weights_gb": 0.1, "cache_gb": 0.05},
         )
 
-    report = latency.measure_model(
+    report = latency_measure.measure_model(
         Source.of("tiny"),
         dtype="float32",
         frames=5,
@@ -162,9 +162,9 @@ def test_cache_bytes_are_whole_blocks_of_both_rows() -> None:
 
 
 def test_default_positions_lie_in_the_context() -> None:
-    assert latency.default_positions(1500) == [100, 1400]
-    assert latency.default_positions(256) == [64, 156]
-    assert latency.default_positions(4) == [1, 2]
+    assert latency_measure.default_positions(1500) == [100, 1400]
+    assert latency_measure.default_positions(256) == [64, 156]
+    assert latency_measure.default_positions(4) == [1, 2]
 
 
 def test_bandwidth_is_the_best_of_several_ways() -> None:
@@ -281,53 +281,16 @@ def test_a_folder_is_loaded_not_made_up(tiny_model_folder: Path) -> None:
     assert np.array_equal(held, tensors["transformer.cb0_head.weight"])
 
 
-def test_what_is_heard_first_counts_from_the_word_that_lets_frames_be_computed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A session that can go on from the third word on and is silent for its first two chunks."""
-    clock = [0.0]
-    monkeypatch.setattr(latency_ours.time, "perf_counter", lambda: clock[0])
-
-    class Fake:
-        frames_computed, words, chunks = 0, 0, 0
-
-        def feed(self, text: str) -> None:
-            clock[0] += 1.0
-            self.words += 1
-
-        def close(self) -> None:
-            self.words += 100
-
-        def cancel(self) -> None:
-            pass
-
-        def __iter__(self) -> Iterator[Any]:
-            while self.words >= 3 and self.chunks < 2 * (self.words - 2):
-                clock[0] += 0.04
-                self.frames_computed += 1
-                self.chunks += 1
-                loud = 0.02 if self.chunks > 2 else 0.005  # -34 and -46 dBFS
-                yield SimpleNamespace(
-                    pcm=np.full(1920, loud * level, np.float32), start=0.08 * (self.chunks - 1)
-                )
-
-    ours = object.__new__(latency_ours.Ours)
-    monkeypatch.setattr(ours, "_session", lambda seed: Fake())
-    level = 1.0
-    (found,) = ours.first_audible(["[S1] one two three four five"])
-    # Fed at 2 s the third word takes a second; two silent chunks; the fourth word; one chunk.
-    assert found["first_audible_ms"] == pytest.approx(1e3 * (1 + 2 * 0.04 + 1 + 0.04))
-    assert found["leading_silence_ms"] == pytest.approx(160)
-    level = 0.1
-    assert ours.first_audible(["a b c"]) == [{"first_audible_ms": None, "leading_silence_ms": None}]
-
-
 def test_whole_run_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The processes of a run inherit it: half the time of compiling.
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     path = tmp_path / "report.json"
-    command = "--config tiny --frames 4 --at 10,200 --chunk-frames 2 --bandwidth-gb 0.02 --json"
-    run = CliRunner().invoke(latency.main, [*command.split(), str(path)])
+    command = (
+        "--config tiny --frames 4 --at 10,200 --chunk-frames 2 --bandwidth-gb 0.02 --scripts 2 "
+        "--cadences at_once,words_10ms --chunks 2 --rows 2 --json"
+    )
+    out = tmp_path / "new" / "folder"
+    run = CliRunner().invoke(latency.main, [*command.split(), str(path), "--out", str(out)])
     assert run.exit_code == 0, run.output
     report = json.loads(path.read_text())
     assert report["config"] == "tiny" and report["weights"] == "random"
@@ -361,8 +324,34 @@ def test_whole_run_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
         "rss_gb", "rss_peak_gb", "anonymous_gb", "anonymous_peak_gb",
     }  # fmt: skip
     assert report["versions"]["jax"] == jax.__version__
-    assert "ratio" not in report
+    assert "ratio" not in report and "audible" not in report and "outside" not in report
     assert "first audio" in run.output and "frame at 200" in run.output
+    listened(report)
+    assert json.loads((out / "report.json").read_text()) == report
+    assert (out / "report.txt").read_text() in run.output
+    assert (out / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def listened(report: Mapping[str, Any]) -> None:
+    """What a run of two cadences, one chunk size and one batch size must hold."""
+    assert list(report["cadences"]) == ["at_once", "words_10ms"]
+    figures = {
+        "first_byte", "first_playable", "first_text_to_audio", "interval", "jitter", "stall",
+        "stall_for_text", "final_text", "final_heard",
+    }  # fmt: skip
+    for one in (*report["cadences"].values(), report["chunks"]["2"]):
+        assert (one["takes"], one["first_byte"]["count"]) == (2, 2) and one["x_realtime"] > 0
+        assert all(one[name].keys() == SPREAD for name in figures)
+        assert one.keys() >= {"first_audible", "leading_silence", "silent", "underruns"}
+    at_once, by_word = report["cadences"].values()
+    assert at_once["starts_before_text_ends"] == 0  # the end is known before anything
+    assert len(by_word["each"]) == 2 and by_word["each"][0]["audio_s"] > 0
+    assert by_word["curve"]["fed_s"][1] == pytest.approx(0.01)
+    assert report["rows"].keys() == {"2"}
+    assert report["rows"]["2"].keys() == {
+        "step", "decode", "first_playable_ms", "jitter_ms", "underruns", "stall_ms", "x_realtime",
+        "x_realtime_all", "compile_s", "anonymous_peak_gb",
+    }  # fmt: skip
 
 
 class Local:
@@ -378,6 +367,19 @@ class Local:
         pass
 
 
+def test_what_is_measured_unless_asked_for(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"cadences": None, "rows": None, "chunks": None, "scripts": 3}
+    shape, checkpoint = Source("tiny", None), Source("folder", tmp_path)
+    assert Sweeps.of(shape, **asked, outside=None) == Sweeps()
+    every = Sweeps.of(checkpoint, **asked, outside=None)
+    assert every.cadences == ("at_once", "words_10ms", "llm_bursts", "slow_typist")
+    assert every.rows == every.chunks == (1, 2, 4, 8) and every.outside > 0
+    asked |= {"rows": [], "cadences": ["at_once"]}
+    some = Sweeps.of(checkpoint, **asked, outside=0)
+    assert (some.rows, some.cadences, some.chunks) == ((), ("at_once",), (1, 2, 4, 8))
+    assert some.outside == 0
+
+
 def test_codec_run_with_our_own_codec_as_the_other_side(
     small_configs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,7 +391,7 @@ def test_codec_run_with_our_own_codec_as_the_other_side(
             return Local(OurCodec(arguments["source"]))
         return Local(OurCodec(arguments["folder"]))
 
-    report = latency.measure_codec(
+    report = latency_measure.measure_codec(
         Source.of("long"), against=True, seconds=0.64, repeats=2, stream_seconds=12.0, start=start
     )
     assert report["take"] == {"audio_s": 0.64, "frames": 8, "codebooks": 2}
@@ -448,6 +450,9 @@ def test_missing_torch_is_said_before_anything_is_measured(
         (["--config", "tiny", "--at", "early"], "steps separated by commas"),
         (["--config", "tiny", "--against", "."], "no checkout of nari-labs/dia2"),
         (["--codec", "--against", "moshi"], "with --codec the other side is 'transformers'"),
+        (["--config", "tiny", "--outside", "1"], "--outside: the command speaks checkpoints"),
+        (["--config", "tiny", "--rows", "0"], "whole numbers from 1 on separated by commas"),
+        (["--config", "tiny", "--cadences", "fast"], "of at_once, words_10ms, llm_bursts, slow_t"),
         ([], "Missing option '--config'"),
     ],
 )
