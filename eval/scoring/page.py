@@ -16,8 +16,9 @@ import soundfile
 from dia2_jax.typing import Float
 from eval.scoring.levels import HOP, window_levels
 from eval.scoring.metric import Metric, Row
-from eval.scoring.report import figure_rows, groups_of, name_of
-from eval.scoring.takes import RECORDING, SOURCES
+from eval.scoring.report import groups_of, name_of, table_of
+from eval.scoring.summary import sources_in
+from eval.scoring.takes import RECORDING
 
 #: How many takes are shown, and failures are listed; seconds of a take that are shown.
 _TAKES, _FAILURES, _SECONDS = 8, 100, 20.0
@@ -26,6 +27,7 @@ _TAKES, _FAILURES, _SECONDS = 8, 100, 20.0
 _DISTRIBUTIONS = (
     ("intelligibility", "wer", "word errors, %"),
     ("quality", "overall", "DNSMOS overall"),
+    ("fidelity", "mel_distance", "mel distance, nats"),
     ("stopping", "length", "length, × reference"),
     ("stopping", "tail", "sound after the text, s"),
     ("signal", "level", "level, dBFS"),
@@ -34,6 +36,7 @@ _DISTRIBUTIONS = (
 
 
 def page(
+    title: str,
     about: Mapping[str, Any],
     summary: Mapping[str, Any],
     rows: Sequence[Row],
@@ -49,7 +52,9 @@ def page(
     """
     from jinja2 import Environment
 
-    source = next((s for s in SOURCES if s in summary["figures"]), None)
+    sources = sources_in(summary)
+    # What is judged: not the recordings, which are there to compare with.
+    source = next((s for s in sources if s != RECORDING), RECORDING if sources else None)
     shown = [row for row in rows if row["source"] == source and "scores" in row]
     worst = sorted(shown, key=_badness, reverse=True)[:_TAKES]
     failures = summary["failures"]
@@ -57,10 +62,10 @@ def page(
         Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     )
     return template.render(
-        title=f"Naturalness of {about.get('checkpoint', 'a checkpoint')}",
+        title=title,
         about=about,
         tables=[_table(group, summary, metrics) for group in groups_of(summary)],
-        distributions=_histograms(rows, [s for s in SOURCES if s in summary["figures"]]),
+        distributions=_histograms(rows, sources),
         failures=[
             {"name": name_of(row), "what": "; ".join(row["what"])} for row in failures[:_FAILURES]
         ],
@@ -71,11 +76,7 @@ def page(
 
 
 def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
-    sources = [s for s in SOURCES if group in summary["figures"].get(s, {})]
-    counts = ", ".join(f"{s} {summary['counts'][s][group]['takes']}" for s in sources)
-    rows = figure_rows(group, sources, summary, metrics)
-    anchor = re.sub(r"\W+", "-", group)
-    return {"group": group, "anchor": anchor, "sources": sources, "takes": counts, "rows": rows}
+    return {**table_of(group, summary, metrics), "anchor": re.sub(r"\W+", "-", group)}
 
 
 def _badness(row: Row) -> tuple[float, bool]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dia2_jax.errors import ConfigError, suggest
 from eval.scoring.dialogue import Dialogue
+from eval.scoring.fidelity import Fidelity, Perceived
 from eval.scoring.intelligibility import Intelligibility
 from eval.scoring.metric import Metric, Options, Unavailable
 from eval.scoring.prosody import Prosody
@@ -20,6 +21,8 @@ from eval.scoring.voice_activity import VoiceActivity
 METRICS: tuple[type[Metric], ...] = (
     Intelligibility,
     Quality,
+    Fidelity,
+    Perceived,
     Signal,
     Stopping,
     VoiceActivity,

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.scoring.metric import Metric, Row
-from eval.scoring.summary import ALL
-from eval.scoring.takes import SOURCES
+from eval.scoring.summary import ALL, sources_in
+from eval.scoring.takes import GENERATED, RECORDING
 
 _WORST, _FAILURES, _LONGEST = 10, 100, 400
 
 
 def report(
+    title: str,
     about: Mapping[str, Any],
     summary: Mapping[str, Any],
     rows: Sequence[Row],
@@ -24,7 +25,7 @@ def report(
       about: what is said at the top, name by name.
       summary: as :func:`eval.scoring.summary.summarise` returns it.
     """
-    lines = ["# Naturalness", ""]
+    lines = [f"# {title}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
     lines += [
         "",
@@ -38,18 +39,20 @@ def report(
 
 def groups_of(summary: Mapping[str, Any]) -> list[str]:
     """Groups of takes of which there are figures; with one kind alone, "all" would say the same."""
-    sources = [source for source in SOURCES if source in summary["figures"]]
-    groups = list(dict.fromkeys(g for source in sources for g in summary["figures"][source]))
+    groups = list(dict.fromkeys(g for s in sources_in(summary) for g in summary["figures"][s]))
     return [g for g in groups if g != ALL] if len(groups) == 2 else groups
 
 
-def figure_rows(
-    group: str, sources: Sequence[str], summary: Mapping[str, Any], metrics: Sequence[Metric]
-) -> list[dict[str, Any]]:
-    """A row a figure that some source has: ``name``, ``unit``, ``better``, ``about``, ``cells``.
+def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """The figures of a group of takes.
 
-    A cell has ``value``, ``low`` and ``high`` as text; None where the source lacks the figure.
+    Returns:
+      ``group``, ``sources``, ``takes`` (how many of each, as text) and ``rows``, one a figure that
+      some source has: ``name``, ``unit``, ``better``, ``about``, ``cells``. A cell has ``value``,
+      ``low`` and ``high`` as text; None where the source lacks the figure.
     """
+    sources = sources_in(summary, group)
+    takes = ", ".join(f"{s} {summary['counts'][s][group]['takes']}" for s in sources)
     found = []
     for metric in metrics:
         for figure in metric.figures:
@@ -71,16 +74,15 @@ def figure_rows(
                     "cells": texts,
                 }
             )
-    return found
+    return {"group": group, "sources": sources, "takes": takes, "rows": found}
 
 
 def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> list[str]:
-    here = [source for source in SOURCES if group in summary["figures"].get(source, {})]
-    takes = ", ".join(f"{s} {summary['counts'][s][group]['takes']}" for s in here)
-    lines = [f"## {group[0].upper()}{group[1:]}", "", f"Takes: {takes}.", ""]
-    lines += ["| figure | unit | better | " + " | ".join(here) + " | |"]
-    lines += ["|---|---|---|" + "---|" * (len(here) + 1)]
-    for row in figure_rows(group, here, summary, metrics):
+    table = table_of(group, summary, metrics)
+    lines = [f"## {group[0].upper()}{group[1:]}", "", f"Takes: {table['takes']}.", ""]
+    lines += ["| figure | unit | better | " + " | ".join(table["sources"]) + " | |"]
+    lines += ["|---|---|---|" + "---|" * (len(table["sources"]) + 1)]
+    for row in table["rows"]:
         shown = " | ".join(_estimate(cell) for cell in row["cells"])
         lines.append(
             f"| {row['name']} | {row['unit']} | {row['better']} | {shown} | {row['about']} |"
@@ -107,17 +109,13 @@ def _failures(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _worst(rows: Sequence[Row]) -> list[str]:
-    """The worst transcripts of the first source that was transcribed."""
-    for source in SOURCES:
-        heard = [
-            row
-            for row in rows
-            if row["source"] == source and row.get("scores", {}).get("intelligibility")
-        ]
-        if heard:
-            break
-    else:
+    """The worst transcripts of the first source, but recordings, that was transcribed."""
+    heard = [row for row in rows if row.get("scores", {}).get("intelligibility")]
+    sources = sorted(dict.fromkeys(row["source"] for row in heard), key=_judged_first)
+    if not sources:
         return []
+    source = sources[0]
+    heard = [row for row in heard if row["source"] == source]
 
     def rate(row: Row) -> float:
         scores = row["scores"]["intelligibility"]
@@ -135,6 +133,10 @@ def _worst(rows: Sequence[Row]) -> list[str]:
             f"  - heard: {_cut(scores['transcript_normalised']) or '(nothing)'}",
         ]
     return lines
+
+
+def _judged_first(source: str) -> tuple[bool, bool]:
+    return source == RECORDING, source != GENERATED
 
 
 def _cut(text: str) -> str:

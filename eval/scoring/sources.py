@@ -61,21 +61,31 @@ class Studio:
             return self._speak(prompt, prompt.seed(run_seed))
         wave = self._reference(prompt)
         assert wave is not None
-        rate = SAMPLE_RATE
+        rate, original = SAMPLE_RATE, None
         if source == RESYNTHESIS:
             assert self._codec is not None
             rate = self._codec.sample_rate
-            wave = self._read(prompt.reference, rate)
-            codes = self._codec.encode(wave[None], codebooks=self._codebooks)
-            wave = self._codec.decode(codes)[0][: len(wave)]
+            original = self.read(prompt, rate)
+            codes = self._codec.encode(original[None], codebooks=self._codebooks)
+            wave = self._codec.decode(codes)[0][: len(original)]
         return Take(
             source=source,
             prompt=prompt,
-            wave=_as_saved(wave),
+            wave=as_saved(wave),
             rate=rate,
             words=prompt.words,
             reference_seconds=self._reference_seconds(prompt) if source == RESYNTHESIS else None,
+            original=original,
         )
+
+    def read(self, prompt: Prompt, rate: int) -> Float[np.ndarray, " W"]:
+        """The recording of a prompt that has one, at `rate` samples a second.
+
+        Raises:
+          AudioError: it cannot be read.
+        """
+        assert prompt.reference is not None
+        return self._read(prompt.reference, rate)
 
     def _speak(self, prompt: Prompt, seed: int) -> Take:
         from eval.latency_ours import CompileWatch
@@ -88,7 +98,7 @@ class Studio:
         return Take(
             source=GENERATED,
             prompt=prompt,
-            wave=_as_saved(result.waveform),
+            wave=as_saved(result.waveform),
             rate=result.sample_rate,
             words=with_speakers(result.words, prompt.script),
             truncated=result.truncated,
@@ -98,7 +108,7 @@ class Studio:
         )
 
     def _reference(self, prompt: Prompt) -> Float[np.ndarray, " W"] | None:
-        return None if prompt.reference is None else self._read(prompt.reference, SAMPLE_RATE)
+        return None if prompt.reference is None else self.read(prompt, SAMPLE_RATE)
 
     def _reference_seconds(self, prompt: Prompt) -> float | None:
         wave = self._reference(prompt)
@@ -187,5 +197,42 @@ def weights_files(weights: Path) -> list[Path]:
     return [weights]
 
 
-def _as_saved(wave: Float[np.ndarray, " W"]) -> Float[np.ndarray, " W"]:
+def as_saved(wave: Float[np.ndarray, " W"]) -> Float[np.ndarray, " W"]:
+    """What a 16-bit file of it holds."""
     return np.frombuffer(to_pcm16(wave), "<i2").astype(np.float32) / 32_768
+
+
+def open_codec(checkpoint: str, mimi: str | None = None) -> tuple[Codec, int, dict[str, Any]]:
+    """The codec of a model, or a codec itself.
+
+    Args:
+      mimi: the codec, if not the model's own.
+
+    Returns:
+      The codec, how many codebooks are used of it, and what its output depends on.
+
+    Raises:
+      HubError, ConfigError, CheckpointError: it cannot be found or loaded.
+    """
+    from dia2_jax.config import load_dia2_config
+    from dia2_jax.convert.models import load_mimi
+    from dia2_jax.engine import enable_compilation_cache
+    from dia2_jax.mimi.runtime import Codec
+
+    enable_compilation_cache()
+    codebooks = None
+    if mimi is None and not is_codec(checkpoint):
+        files = hub.resolve(checkpoint)
+        codebooks, codec_files = load_dia2_config(files.config).data.codebooks, files.mimi
+    else:
+        codec_files = hub.resolve_mimi(mimi or checkpoint)
+    codec = Codec(load_mimi(codec_files)[0])
+    codebooks = codebooks or codec.codebooks
+    return codec, codebooks, codec_identity(codec_files, codebooks)
+
+
+def codec_identity(files: hub.MimiFiles, codebooks: int) -> dict[str, Any]:
+    """What resynthesis depends on."""
+    places = [] if files.config is None else [files.config]
+    found = digest(*places, *weights_files(files.weights))
+    return {"sha256": found, "codebooks": codebooks}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.scoring.metric import Metric, Row
+from eval.scoring.takes import SOURCES
 
 #: Resamples of the bootstrap, and the share of them that an interval holds.
 RESAMPLES, INTERVAL = 2000, 0.95
@@ -102,6 +103,12 @@ def grouped(rows: Sequence[Row]) -> Iterable[tuple[str, str, list[int]]]:
             found.setdefault((row["source"], group), []).append(index)
     for (source, group), members in found.items():
         yield source, group, members
+
+
+def sources_in(summary: Mapping[str, Any], group: str | None = None) -> list[str]:
+    """Sources that have takes (of a group): generated, recording, resynthesis, then others."""
+    found = [s for s, groups in summary["figures"].items() if group is None or group in groups]
+    return sorted(found, key=lambda s: SOURCES.index(s) if s in SOURCES else len(SOURCES))
 
 
 def group_of(row: Mapping[str, Any]) -> str:

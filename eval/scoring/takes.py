@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +42,8 @@ class Take:
       reference_seconds: how long the reference speaks, first sound to last; None without one.
       compute_seconds: how long the model took; None for what no model made.
       compiled: whether programs were compiled meanwhile, which happens once.
+      original: ``[W]`` as long as `wave`, at the same rate: what a codec was given; else None.
+      about: JSON values that are kept in the take's row.
     """
 
     source: str
@@ -51,6 +55,8 @@ class Take:
     reference_seconds: float | None = None
     compute_seconds: float | None = None
     compiled: bool = False
+    original: Float[np.ndarray, " W"] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,137 @@
+"""A run: every take that is asked for made, scored and kept, then summed up and reported."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dia2_jax
+from dia2_jax.audio import write_wav
+from dia2_jax.errors import NonFiniteError, ScriptError
+from eval import latency_machine
+from eval.scoring.metric import Metric, Row
+from eval.scoring.page import page
+from eval.scoring.prompts import Prompt, PromptSet
+from eval.scoring.report import report
+from eval.scoring.run_folder import Key, RunFolder
+from eval.scoring.summary import summarise
+from eval.scoring.takes import RECORDING, Take
+
+
+def evaluate(
+    make: Callable[[str, Prompt, int | None], Take],
+    sets: Sequence[PromptSet],
+    metrics: Sequence[Metric],
+    folder: RunFolder,
+    sources: Callable[[Prompt], Iterable[tuple[str, int | None]]],
+    *,
+    progress: Callable[[list[Key]], Any] = iter,
+) -> list[Row]:
+    """Make and score every take that the folder lacks.
+
+    Args:
+      make: a take, of a source, a prompt and a run seed (None for what no model makes).
+      sources: sources of takes of a prompt, with their run seeds.
+      progress: wraps the list of what is still to do, such as ``tqdm``.
+
+    Returns:
+      The rows of all takes that were asked for, in the order of the prompts.
+
+    Raises:
+      AudioError: a recording cannot be read.
+    """
+    prompts = {(s.name, prompt.id): prompt for s in sets for prompt in s.prompts}
+    keys: list[Key] = [
+        (name, identifier, source, seed)
+        for (name, identifier), prompt in prompts.items()
+        for source, seed in sources(prompt)
+    ]
+    for row_key in progress([k for k in keys if k not in folder.rows]):
+        name, identifier, source, seed = row_key
+        prompt = prompts[name, identifier]
+        row: dict[str, Any] = {
+            "set": name,
+            "id": identifier,
+            "source": source,
+            "seed": seed,
+            "kind": prompt.kind,
+            "script": prompt.script,
+        }
+        try:
+            take = make(source, prompt, seed)
+        except (ScriptError, NonFiniteError) as error:
+            # Stress scripts are there to be refused; the run goes on, and counts it.
+            folder.add({**row, "error": str(error)})
+            continue
+        if source == RECORDING:
+            row["audio"] = str(prompt.reference)
+        else:
+            place = folder.audio(row_key)
+            write_wav(place, take.wave, take.rate)
+            row["audio"] = str(place.relative_to(folder.path))
+        row["seconds"] = take.seconds
+        row["words"] = [
+            {"text": word.text, "speaker": word.speaker, "start": word.start, "end": word.end}
+            for word in take.words
+        ]
+        row |= take.about
+        scores = {metric.name: metric.score(take) for metric in metrics}
+        row["scores"] = {name: found for name, found in scores.items() if found is not None}
+        folder.add(row)
+    return [folder.rows[row_key] for row_key in keys]
+
+
+def conclude(
+    folder: RunFolder,
+    rows: Sequence[Row],
+    metrics: Sequence[Metric],
+    about: Mapping[str, Any],
+    title: str,
+    more: Sequence[str] = (),
+) -> str:
+    """Write ``summary.json``, ``report.md`` and ``report.html``; the text of the second.
+
+    Args:
+      about: what is said at the top, name by name.
+      more: lines of Markdown that end the report.
+    """
+    summary = summarise(rows, metrics)
+    folder.write_json("summary.json", summary)
+    text = "\n".join([report(title, about, summary, rows, metrics), *more])
+    folder.write_text("report.md", text)
+    folder.write_text("report.html", page(title, about, summary, rows, metrics, folder.path))
+    return text
+
+
+def start(folder: RunFolder, program: str, about: Mapping[str, Any]) -> dict[str, str | None]:
+    """Write ``run.json``: the command, when, versions, machine, and what `about` says.
+
+    Returns:
+      The versions, by package.
+    """
+    versions = {
+        "dia2-jax": dia2_jax.__version__,
+        **latency_machine.versions("jax", "flax", "numpy", "soxr"),
+    }
+    folder.describe(
+        {
+            "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
+            **about,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions,
+            "machine": {**latency_machine.describe(), "node": platform.node()},
+        }
+    )
+    return versions
+
+
+def progress(quiet: bool) -> Callable[[list[Key]], Any]:
+    """A bar on standard error; into a file, a line now and then is enough."""
+    from tqdm import tqdm
+
+    every = 0.1 if sys.stderr.isatty() else 30.0
+    return lambda work: tqdm(work, unit="take", mininterval=every, disable=quiet)

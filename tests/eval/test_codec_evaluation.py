@@ -1,0 +1,200 @@
+"""`eval.codec`, and the metrics that compare a codec's output with what it was given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dia2_jax.audio import read_audio, write_wav
+from eval import codec
+from eval.scoring.fidelity import Fidelity, Perceived, si_sdr
+from eval.scoring.metric import Options
+from eval.scoring.prompts import Prompt
+from eval.scoring.takes import Take
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "golden" / "parity" / "mimi"
+SPEECH = read_audio(ROOT / "golden" / "speech" / "river.mp3")[: 3 * 24_000]
+
+
+def take(wave: np.ndarray, original: np.ndarray | None = SPEECH) -> Take:
+    return Take("codebooks-8", Prompt("s", "a", "line", "[S1] x"), wave, 24_000, original=original)
+
+
+# -------------------------------------------------------------------------------------- the metrics
+
+
+def test_what_comes_out_as_it_went_in_is_perfect() -> None:
+    metric = Fidelity.open(Options())
+    assert metric.score(take(SPEECH)) == {"mel_distance": 0.0, "si_sdr": 100.0}
+    assert metric.score(take(SPEECH, None)) is None
+
+
+def test_the_mel_distance_of_a_gain_is_its_logarithm() -> None:
+    """All bands of steady noise lie above the floor under the logarithm."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(5 * 24_000).astype(np.float32)
+    found = Fidelity.open(Options()).score(take(noise / 2, noise))
+    assert found is not None and found["mel_distance"] == pytest.approx(np.log(2), abs=1e-4)
+    # Shorter than a window: filled up with silence, which is alike.
+    short = noise[:24_000]
+    found = Fidelity.open(Options()).score(take(short / 2, short))
+    assert found is not None and found["mel_distance"] == pytest.approx(np.log(2) / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("decibels", [0, 10, 30])
+def test_si_sdr_is_the_ratio_of_what_was_mixed(decibels: int) -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.standard_normal(len(SPEECH))
+    noise -= (noise @ SPEECH) / (SPEECH @ SPEECH) * SPEECH  # at right angles to the speech
+    noise *= np.linalg.norm(SPEECH) / np.linalg.norm(noise) * 10 ** (-decibels / 20)
+    assert si_sdr(SPEECH + noise, SPEECH) == pytest.approx(decibels, abs=1e-3)
+
+
+@given(gain=st.floats(0.01, 100))
+def test_si_sdr_hears_no_gain(gain: float) -> None:
+    rng = np.random.default_rng(2)
+    original = rng.standard_normal(1000)
+    heard = original + 0.1 * rng.standard_normal(1000)
+    assert si_sdr(gain * heard, original) == pytest.approx(si_sdr(heard, original), abs=1e-6)
+
+
+def test_silence_has_a_number_or_none() -> None:
+    silence = np.zeros_like(SPEECH)
+    assert si_sdr(SPEECH, silence) == -100
+    assert si_sdr(silence, SPEECH) == pytest.approx(0)  # nothing of either
+    metric = Perceived(lambda a, b: 1.0, lambda a, b: 1.0, {})
+    assert metric.score(take(silence)) is None and metric.score(take(SPEECH, silence)) is None
+
+
+def test_listening_models_get_original_and_output_at_their_rate() -> None:
+    given_to: list[tuple[int, int]] = []
+
+    def opinion(original: np.ndarray, heard: np.ndarray) -> None:
+        given_to.append((len(original), len(heard)))
+        assert np.abs(original).max() == pytest.approx(2 * np.abs(heard).max(), rel=1e-5)
+
+    metric = Perceived(opinion, lambda a, b: 0.123456, {})
+    assert metric.score(take(SPEECH / 2)) == {"pesq": None, "stoi": 0.12346}
+    assert given_to == [(3 * 16_000, 3 * 16_000)]
+
+
+# -------------------------------------------------------------------------------------- the program
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Programs that run for seconds need no optimising, which is most of their compiling."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    write_wav(tmp_path / "river.wav", SPEECH)
+    row = {"id": "river", "kind": "line", "script": "[S1] The river.", "reference": "river.wav"}
+    file = tmp_path / "mine.jsonl"
+    other = {"id": "text", "kind": "line", "script": "[S1] No sound."}
+    file.write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
+    return file
+
+
+def run(*arguments: object) -> Result:
+    metrics = ("--metrics", "fidelity,signal")
+    return CliRunner().invoke(codec.main, ["-q", *metrics, *map(str, arguments)])
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    lines = (folder / "utterances.jsonl").read_text().splitlines()
+    return {row["source"]: row for row in map(json.loads, lines)}
+
+
+def test_a_run_scores_every_number_of_codebooks_and_the_stream(
+    tmp_path: Path, prompts: Path
+) -> None:
+    out = tmp_path / "run"
+    result = run(TINY, "-p", prompts, "-o", out, "--codebooks", "1,3")
+    assert result.exit_code == 0, result.output
+    rows = rows_of(out)
+    names = ["recording", "codebooks-1", "codebooks-3", "codebooks-3-streamed"]
+    assert list(rows) == names
+    assert "fidelity" not in rows["recording"]["scores"]
+    for name in names[1:]:
+        assert rows[name]["seconds"] == 3.0
+        rate = soundfile.info(out / rows[name]["audio"]).samplerate
+        wave = read_audio(out / rows[name]["audio"], rate)
+        score = rows[name]["scores"]["fidelity"]
+        original = read_audio(prompts.parent / "river.wav", rate)
+        assert score["si_sdr"] == pytest.approx(si_sdr(wave, original), abs=1e-2)
+        assert score["mel_distance"] > 0.1  # random weights
+    whole, streamed = rows["codebooks-3"], rows["codebooks-3-streamed"]
+    assert streamed["scores"]["fidelity"]["mel_distance"] == pytest.approx(
+        whole["scores"]["fidelity"]["mel_distance"], abs=1e-3
+    )
+    assert streamed["difference"]["codes"] == 0 and streamed["difference"]["wave"] < 1e-5
+    assert np.array(whole["codes"]).shape == (3, 38) and "codes" not in rows["codebooks-1"]
+
+    usage = json.loads((out / "codebooks.json").read_text())
+    codes = np.array(whole["codes"])
+    entries = json.loads((TINY / "config.json").read_text())["codebook_size"]
+    used = [round(entries * one["used"]) for one in usage]
+    assert used == [len(set(row)) for row in codes.tolist()]
+    assert all(1 <= one["perplexity"] <= 38 for one in usage)
+    text = (out / "report.md").read_text()
+    assert text.startswith(f"# Codec {TINY}\n") and "0 codes differ" in text
+    header = "| figure | unit | better | recording | codebooks-1 | codebooks-3 |"
+    assert header in text and "| 2 | " in text
+    assert "codebooks-3-streamed" in (out / "report.html").read_text()
+
+    # What was scored is not scored again; other numbers of codebooks are another run.
+    before = (out / "utterances.jsonl").read_bytes()
+    assert run(TINY, "-p", prompts, "-o", out, "--codebooks", "3,1").exit_code == 0
+    assert (out / "utterances.jsonl").read_bytes() == before
+    other = run(TINY, "-p", prompts, "-o", out, "--codebooks", "2")
+    assert other.exit_code == 2 and "codebooks was [1, 3], now [2]" in other.stderr
+
+
+def test_usage_is_entropy() -> None:
+    rows = [{"codes": [[0, 1, 2, 3], [5, 5, 5, 5]]}, {"codes": [[0, 1, 2, 3], [5, 5, 5, 5]]}, {}]
+    even, single = codec.codebook_usage(rows, 8)
+    assert even == {
+        "used": 0.5,
+        "perplexity": pytest.approx(4),
+        "bits": pytest.approx(2),
+    }
+    assert single == {"used": 1 / 8, "perplexity": 1.0, "bits": 0.0}
+    assert codec.codebook_usage([{}], 8) == []
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1, [1]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 8, 9])])
+def test_powers_of_two_and_all_are_the_default(most: int, counts: list[int]) -> None:
+    assert codec._counts(None, most) == counts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "there is no folder nowhere"),
+        ([TINY, "--codebooks", "99"], "--codebooks 99: the codec has 1 to"),
+        ([TINY, "--codebooks", "two"], "whole numbers"),
+        ([TINY, "-p", "lines"], "has no recordings"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_no_folder(
+    tmp_path: Path, prompts: Path, arguments: list[object], message: str
+) -> None:
+    given_prompts = [] if "-p" in arguments else ["-p", prompts]
+    result = run(*arguments, *given_prompts, "-o", tmp_path / "run")
+    assert result.exit_code == 2 and message in result.stderr, result.output
+    assert not (tmp_path / "run").exists()
