@@ -1,4 +1,5 @@
-"""Prompt sets: the project's own by name, users' JSON Lines and corpus manifests by path.
+"""Prompt sets: the project's own by name, users' JSON Lines, corpus manifests and Seed-TTS-eval's
+lists by path.
 
 What a row may say is told in ``eval/prompts/README.md``.
 """
@@ -9,7 +10,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ from dia2_jax.text.tokenizer import SPEAKER_TAGS
 from eval.scoring.scripts import SpokenWord
 
 FOLDER = Path(__file__).parent.parent / "prompts"
+
+
+@dataclass(frozen=True)
+class PromptVoice:
+    """A recording that a speaker goes on from: a voice prefix.
+
+    Attributes:
+      text: what is said in it; None to have it transcribed.
+    """
+
+    path: Path
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Prompt:
       reference: a recording of it.
       seconds: how long a reading speaks, where there is no recording.
       words: those of the recording, with times.
+      voices: by speaker tag, whom the take should sound like.
     """
 
     set: str
@@ -40,6 +54,7 @@ class Prompt:
     reference: Path | None = None
     seconds: float | None = None
     words: tuple[SpokenWord, ...] = ()
+    voices: Mapping[str, PromptVoice] = field(default_factory=dict)
 
     def seed(self, run_seed: int) -> int:
         """The seed of a take: of the run's seed and the id alone, whatever else is spoken."""
@@ -96,7 +111,10 @@ def read_sets(names: Sequence[str]) -> list[PromptSet]:
 
 
 def read_set(name: str) -> PromptSet:
-    """A prompt set by its name (one of :func:`built_in`) or by the path of a JSON Lines file.
+    """A prompt set by its name (one of :func:`built_in`) or by the path of a file.
+
+    A file is JSON Lines, or a ``.lst`` of Seed-TTS-eval (Anastassiou et al., 2024):
+    ``id|text of the voice|its recording|what to say[|a recording of that]``.
 
     Raises:
       DataError: there is none; or names the line and what is wrong with it.
@@ -106,7 +124,8 @@ def read_set(name: str) -> PromptSet:
         path = FOLDER / f"{name}.jsonl"
     if not path.is_file():
         raise DataError(
-            f"{name}: no such prompt set; give the path of a JSON Lines file, or one of "
+            f"{name}: no such prompt set; give the path of a JSON Lines file or of a "
+            f".lst of Seed-TTS-eval, or one of "
             f"{', '.join(built_in())}"
         )
     data = path.read_bytes()
@@ -118,12 +137,13 @@ def read_set(name: str) -> PromptSet:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        prompt = _prompt(line, path, f"{path}:{number}")
+        read = _listed if path.suffix == ".lst" else _prompt
+        prompt = read(line, path, f"{path}:{number}")
         if prompt.id in prompts:
             raise DataError(f"{path}:{number}: id {prompt.id!r} occurs twice; rename one")
         prompts[prompt.id] = prompt
     if not prompts:
-        raise DataError(f"{path}: holds no prompts; write a JSON object a line")
+        raise DataError(f"{path}: holds no prompts; write one a line")
     digest = hashlib.sha256(data).hexdigest()
     return PromptSet(path.stem, path, digest, tuple(prompts.values()))
 
@@ -152,7 +172,46 @@ def _prompt(line: str, path: Path, where: str) -> Prompt:
         reference=None if reference is None else path.parent / reference,
         seconds=None if seconds is None else float(seconds),
         words=tuple(_words(row.get("words") or (), where)),
+        voices=_voices(row.get("voices") or {}, path, where),
     )
+
+
+def _listed(line: str, path: Path, where: str) -> Prompt:
+    """A line of a list of Seed-TTS-eval; its speaker is ``[S1]``."""
+    fields = [part.strip() for part in line.split("|")]
+    if len(fields) not in (4, 5) or not all(fields[:1] + fields[2:4]):
+        raise DataError(
+            f"{where}: needs id|text of the voice|its recording|what to say, and perhaps "
+            f"|a recording of that; got {len(fields)} fields: {line[:80]!r}"
+        )
+    identifier, said, voice, text, *recorded = fields
+    return Prompt(
+        set=path.stem,
+        id=Path(identifier).stem if identifier.endswith(".wav") else identifier,
+        kind="line",
+        script=f"{SPEAKER_TAGS[0]} {text}",
+        reference=path.parent / recorded[0] if recorded and recorded[0] else None,
+        voices={SPEAKER_TAGS[0]: PromptVoice(path.parent / voice, said or None)},
+    )
+
+
+def _voices(row: Any, path: Path, where: str) -> dict[str, PromptVoice]:
+    if not isinstance(row, Mapping) or not set(row) <= set(SPEAKER_TAGS):
+        raise DataError(
+            f"{where}: voices must be an object of {' and '.join(SPEAKER_TAGS)}, got "
+            f"{json.dumps(row)[:80]}"
+        )
+    found = {}
+    for tag, voice in row.items():
+        named = isinstance(voice, Mapping) and set(voice) <= {"path", "text"}
+        texts = [*voice.values()] if named else [None]
+        if "path" not in (voice if named else ()) or not all(isinstance(t, str) for t in texts):
+            raise DataError(
+                f"{where}: the voice of {tag} must be an object of path and perhaps text, got "
+                f"{json.dumps(voice)[:80]}"
+            )
+        found[tag] = PromptVoice(path.parent / voice["path"], voice.get("text"))
+    return found
 
 
 def _words(rows: Any, where: str) -> list[SpokenWord]:

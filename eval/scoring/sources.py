@@ -18,13 +18,14 @@ from dia2_jax.audio import SAMPLE_RATE, read_audio, to_pcm16, voiced_span
 from dia2_jax.errors import ConfigError, suggest
 from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.typing import Float
-from eval.scoring.prompts import Prompt
+from eval.scoring.prompts import Prompt, PromptVoice
 from eval.scoring.scripts import with_speakers
 from eval.scoring.takes import GENERATED, RECORDING, RESYNTHESIS, Take
 
 if TYPE_CHECKING:
     from dia2_jax.engine import Dia2
     from dia2_jax.mimi.runtime import Codec
+    from dia2_jax.voice import Voice
 
 
 class Studio:
@@ -48,13 +49,15 @@ class Studio:
         self._settings = settings
         # A prompt's takes are made one after another.
         self._read = functools.lru_cache(maxsize=2)(read_audio)
+        self._prepared: dict[PromptVoice, Voice] = {}
 
     def take(self, source: str, prompt: Prompt, run_seed: int | None = None) -> Take:
         """A take of a prompt; what is scored is what a 16-bit file of it holds.
 
-        Raises:
-          ScriptError: the model finds nothing to speak.
-          AudioError: the reference cannot be read.
+          Raises:
+            ScriptError: the model finds nothing to speak.
+            AudioError: the reference cannot be read.
+        PrefixError: a voice cannot be gone on from.
         """
         if source == GENERATED:
             assert run_seed is not None
@@ -91,9 +94,10 @@ class Studio:
         from eval.latency_ours import CompileWatch
 
         assert self._model is not None
+        voices = self._voices(prompt)
         with CompileWatch() as watch:
             start = time.perf_counter()
-            result = self._model.generate(prompt.script, self._settings, seed=seed)
+            result = self._model.generate(prompt.script, self._settings, seed=seed, voices=voices)
             seconds = time.perf_counter() - start
         return Take(
             source=GENERATED,
@@ -106,6 +110,18 @@ class Studio:
             compute_seconds=seconds,
             compiled=watch.counts["programs"] > 0,
         )
+
+    def _voices(self, prompt: Prompt) -> dict[int, Voice] | None:
+        """The prompt's voices by number of the speaker, each prepared once."""
+        assert self._model is not None
+        for voice in prompt.voices.values():
+            if voice not in self._prepared:
+                self._prepared[voice] = self._model.prepare_voice(voice.path, transcript=voice.text)
+        by_number = {
+            1 + SPEAKER_TAGS.index(tag): self._prepared[voice]
+            for tag, voice in prompt.voices.items()
+        }
+        return by_number or None
 
     def _reference(self, prompt: Prompt) -> Float[np.ndarray, " W"] | None:
         return None if prompt.reference is None else self.read(prompt, SAMPLE_RATE)

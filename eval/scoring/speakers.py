@@ -4,17 +4,21 @@ Turns of at least 1.5 s (from first sound to last) are embedded. A speaker's **c
 mean of the turns' embeddings, of the recordings if the run has any, else of the takes of the same
 source; those of the same prompt are always left out, because what is said together sounds
 alike. It makes sense where `[S1]` is the same voice in every prompt: in a model of two voices or a
-run with one prefix. Similarities within a take need no such assumption.
+run with one prefix. Similarities within a take, and to a voice that the prompt gives, need no such
+assumption.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dia2_jax.audio import SAMPLE_RATE, read_audio
 from dia2_jax.typing import Float
 from eval.latency_machine import package_versions
 from eval.scoring.metric import Figure, Metric, Options, Row, Scores, Unavailable, mean, ratio
@@ -41,11 +45,13 @@ class Speakers(Metric):
         Figure("own", "cosine", "higher", "to the own speaker", ratio("own", "compared")),
         Figure("other", "cosine", "lower", "to the other speaker", ratio("other", "compared")),
         Figure("within", "cosine", "higher", "turns of one speaker in a take", mean("within")),
+        Figure("voice", "cosine", "higher", "to the voice that the prompt gives", mean("voice")),
         Figure("between", "cosine", "lower", "turns of two speakers in a take", mean("between")),
     )  # fmt: skip
 
     def __init__(self, embed: Embedder, identity: dict[str, Any]) -> None:
         self._embed, self._identity = embed, identity
+        self._voice = functools.lru_cache(maxsize=4)(self._of_file)
 
     @classmethod
     def open(cls, options: Options) -> Speakers:
@@ -76,17 +82,25 @@ class Speakers(Metric):
             seconds = len(piece) / take.rate
             if seconds < SHORTEST_TURN:
                 continue
-            vector = np.asarray(self._embed(piece, take.rate), np.float64)
-            vector /= max(float(np.linalg.norm(vector)), 1e-12)
-            turns.append(
-                {
-                    "speaker": turn.speaker,
-                    "start": round(turn.start, 3),
-                    "seconds": round(seconds, 3),
-                    "embedding": [round(float(x), _DIGITS) for x in vector],
-                }
-            )
+            vector = self._vector(piece, take.rate)
+            entry = {
+                "speaker": turn.speaker,
+                "start": round(turn.start, 3),
+                "seconds": round(seconds, 3),
+                "embedding": [round(float(x), _DIGITS) for x in vector],
+            }
+            if turn.speaker in take.prompt.voices:
+                wanted = self._voice(take.prompt.voices[turn.speaker].path)
+                entry["voice"] = round(float(vector @ wanted), _DIGITS)
+            turns.append(entry)
         return {"turns": turns} if turns else None
+
+    def _vector(self, wave: Float[np.ndarray, " W"], rate: int) -> Float[np.ndarray, " D"]:
+        vector = np.asarray(self._embed(wave, rate), np.float64)
+        return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+    def _of_file(self, path: Path) -> Float[np.ndarray, " D"]:
+        return self._vector(read_audio(path), SAMPLE_RATE)
 
     @classmethod
     def relate(cls, rows: Sequence[Row]) -> list[Scores]:
@@ -119,6 +133,8 @@ class Speakers(Metric):
                     scores["other"] += other
                     entry |= {"own": round(own, _DIGITS), "other": round(other, _DIGITS)}
                 scores["turns"].append(entry)
+            given = [t["voice"] for t in row["scores"][cls.name]["turns"] if "voice" in t]
+            scores["voice"] = float(np.mean(given)) if given else None
             related.append({**scores, **_inside(vectors[index], labels[index])})
         return related
 

@@ -23,14 +23,14 @@ from dia2_jax.text.tokenizer import Tokenizer
 from eval import naturalness
 from eval.scoring.intelligibility import Intelligibility
 from eval.scoring.metric import Options, Unavailable
-from eval.scoring.prompts import FOLDER, Prompt, built_in, read_set, read_sets
+from eval.scoring.prompts import FOLDER, Prompt, PromptVoice, built_in, read_set, read_sets
 from eval.scoring.run_folder import RunFolder
-from eval.scoring.scripts import script_words
-from eval.scoring.sources import is_codec, read_settings, sources_of
+from eval.scoring.scripts import SpokenWord, script_words
+from eval.scoring.sources import Studio, is_codec, read_settings, sources_of
 from eval.scoring.speakers import Speakers
 from eval.scoring.speed import Speed
 from eval.scoring.stopping import Stopping
-from eval.scoring.takes import Turn
+from eval.scoring.takes import Take, Turn
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "golden" / "parity"
@@ -386,3 +386,73 @@ def test_audio_of_different_ids_goes_to_different_files(tmp_path: Path) -> None:
     assert len(set(names)) == 4
     assert {name.parent for name in names} == {tmp_path / "audio/generated/s"}
     assert folder.audio(("s", "a", "resynthesis", None)).name == "a.wav"
+
+
+# ------------------------------------------------------------------------------------------ voices
+
+
+def test_a_list_of_seed_tts_eval_is_a_prompt_set(tmp_path: Path) -> None:
+    lines = "a|Hi there.|voices/a.wav|Say this.\nb.wav||voices/b.wav|And that.|wavs/b.wav\n"
+    (tmp_path / "meta.lst").write_text(lines)
+    a, b = read_set(str(tmp_path / "meta.lst")).prompts
+    assert (a.id, a.script, a.reference, a.set) == ("a", "[S1] Say this.", None, "meta")
+    assert a.voices == {"[S1]": PromptVoice(tmp_path / "voices/a.wav", "Hi there.")}
+    assert (b.id, b.reference) == ("b", tmp_path / "wavs/b.wav")
+    assert b.voices["[S1]"].text is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.lst", "a|b|c.wav", r"m\.lst:1: needs id\|text of the voice.*got 3 fields"),
+        ("m.lst", "a|b||say", "needs id"),
+        ("m.jsonl", '{"id": "a", "script": "b", "voices": {"S1": {}}}', r"\[S1\] and \[S2\]"),
+        ("m.jsonl", '{"id": "a", "script": "b", "voices": {"[S1]": "x.wav"}}', "of path and"),
+        ("m.jsonl", '{"id": "a", "script": "b", "voices": {"[S1]": {"text": "x"}}}', "of path"),
+        ("m.jsonl", '{"id": "a", "script": "b", "voices": {"[S1]": {"path": 1}}}', "of path"),
+    ],
+)
+def test_a_bad_voice_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_set(str(tmp_path / name))
+
+
+def test_a_prompt_s_voices_are_prepared_once_and_gone_on_from(tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    class Model:
+        def prepare_voice(self, path: Path, *, transcript: str | None) -> str:
+            calls.append((path.name, transcript))
+            return f"voice of {path.name}"
+
+        def generate(self, script: str, settings: Any, *, seed: int, voices: Any) -> Spoken:
+            calls.append(voices)
+            return Spoken()
+
+    class Spoken:
+        waveform = np.full(24_000, 0.5, np.float32)
+        sample_rate, words, truncated = 24_000, (), False
+
+    voices = {"[S2]": PromptVoice(tmp_path / "b.wav", "Hello.")}
+    studio = Studio(Model())  # type: ignore[arg-type]
+    for identifier in ("a", "b"):
+        studio.take("generated", Prompt("s", identifier, "line", "[S2] x", voices=voices), 0)
+    studio.take("generated", Prompt("s", "c", "line", "[S1] x"), 0)
+    by_number = {2: "voice of b.wav"}
+    assert calls == [("b.wav", "Hello."), by_number, by_number, None]
+
+
+def test_similarity_to_the_prompt_s_voice_is_scored(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", np.full(48_000, 0.5, np.float32))
+    embed = {True: np.array([1.0, 0.0]), False: np.array([0.6, 0.8])}
+    metric = Speakers(lambda wave, rate: embed[bool(wave.max() > 0.4)], {})
+    words = (SpokenWord("x", "[S1]", 0.0, 2.0), SpokenWord("y", "[S2]", 2.0, 4.0))
+    voices = {"[S1]": PromptVoice(tmp_path / "a.wav")}
+    prompt = Prompt("s", "a", "line", "[S1] x [S2] y", voices=voices)
+    wave = np.full(4 * 24_000, 0.2, np.float32)
+    scores = metric.score(Take("generated", prompt, wave, 24_000, words))
+    assert scores is not None
+    assert [turn.get("voice") for turn in scores["turns"]] == [0.6, None]
+    row = {"set": "s", "id": "a", "source": "generated", "scores": {"speakers": scores}}
+    assert Speakers.relate([row])[0]["voice"] == pytest.approx(0.6)
