@@ -73,7 +73,7 @@ def test_package_imports_what_it_declares_and_nothing_else() -> None:
 
 def test_programs_import_what_their_extras_declare() -> None:
     extras = PROJECT["optional-dependencies"]
-    names = ("train", "align", "corpus", "eval", "naturalness", "parity", "transcribe")
+    names = ("train", "align", "corpus", "eval", "naturalness", "fidelity", "parity", "transcribe")
     known = declared(PROJECT["dependencies"] + [line for name in names for line in extras[name]])
     assert third_party(PROGRAMS) - known == set()
 

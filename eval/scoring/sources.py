@@ -17,6 +17,7 @@ from dia2_jax import hub
 from dia2_jax.audio import SAMPLE_RATE, read_audio, to_pcm16, voiced_span
 from dia2_jax.errors import ConfigError, suggest
 from dia2_jax.generation.settings import GenerationConfig
+from dia2_jax.text.tokenizer import SPEAKER_TAGS
 from dia2_jax.typing import Float
 from eval.scoring.prompts import Prompt, PromptVoice
 from eval.scoring.scripts import with_speakers

@@ -450,7 +450,7 @@ def test_similarity_to_the_prompt_s_voice_is_scored(tmp_path: Path) -> None:
     words = (SpokenWord("x", "[S1]", 0.0, 2.0), SpokenWord("y", "[S2]", 2.0, 4.0))
     voices = {"[S1]": PromptVoice(tmp_path / "a.wav")}
     prompt = Prompt("s", "a", "line", "[S1] x [S2] y", voices=voices)
-    wave = np.full(4 * 24_000, 0.2, np.float32)
+    wave = 0.2 * np.sin(np.arange(4 * 24_000) / 20).astype(np.float32)
     scores = metric.score(Take("generated", prompt, wave, 24_000, words))
     assert scores is not None
     assert [turn.get("voice") for turn in scores["turns"]] == [0.6, None]
