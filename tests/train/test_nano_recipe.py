@@ -105,7 +105,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(tmp_path)
     configs = tmp_path / "configs" / "nano"
     shutil.copytree(
-        ROOT / "configs" / "nano", configs, ignore=shutil.ignore_patterns("codec", "tokens")
+        ROOT / "configs" / "nano", configs, ignore=shutil.ignore_patterns("tokens", "record")
     )
     for name, fields in SHAPES.items():
         text = (configs / name).read_text(encoding="utf-8")
