@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,17 @@ def write_tiny_model(folder: Path, *, seed: str = "a", **runtime: int) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((ROOT / "tests/golden/text/a" / name).read_bytes())
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """For modules whose programs run briefly: optimising them is most of their compiling."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -21,6 +19,8 @@ from eval.scoring.fidelity import Fidelity, Perceived, si_sdr
 from eval.scoring.metric import Options
 from eval.scoring.prompts import Prompt
 from eval.scoring.takes import Take
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "golden" / "parity" / "mimi"
@@ -89,15 +89,6 @@ def test_listening_models_get_original_and_output_at_their_rate() -> None:
 
 
 # -------------------------------------------------------------------------------------- the program
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Programs that run for seconds need no optimising, which is most of their compiling."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

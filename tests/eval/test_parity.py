@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -18,6 +17,8 @@ from eval.parity import check_folder, main, table
 from eval.parity_checks import Checks, Item, difference, mismatches, snr
 from eval.parity_folder import Golden
 from eval.parity_network import filtered_difference
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FOLDER = Path(__file__).parents[1] / "golden" / "parity"
 FORMS = ("whole", "step by step")
@@ -44,14 +45,6 @@ EXPECTED = {
     *(f"conversion: {part}{way}" for part in ("model", "mimi") for way in ("", ", by Orbax")),
 }  # fmt: skip
 ABSENT = {"codec: roundtrip", "generation voices: waveform"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler() -> Iterator[None]:
-    """Programs here run for milliseconds; optimising them is what the tests would wait for."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

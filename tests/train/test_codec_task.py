@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from train.codec_training.config import CodecConfig
 from train.codec_training.generator import forward_flops, read_shape
 from train.codec_training.task import CodecTask
 from train.config import read_config
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,15 +56,6 @@ def steps(task: CodecTask, state: Any, count: int) -> tuple[Any, dict[str, float
 
 def numpy_of(tree: Any) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in checkpoint.flatten_tree(tree)[0].items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Programs that run for milliseconds need no optimising, which is most of their compiling."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,16 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 from click.testing import CliRunner
 from corpus_files import write_files
 
 from dia2_jax.audio import read_audio
 from dia2_jax.cli import main as dia2_jax
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "nano" / "README.md"
@@ -88,15 +88,6 @@ def commands() -> list[list[str]]:
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     wanted = [line for line in lines if line.startswith(("python -m ", "dia2-jax "))]
     return [shlex.split(line.removeprefix("python -m ")) for line in wanted]
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Programs that run for seconds need no optimising, which is most of their compiling."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
