@@ -14,9 +14,9 @@ import click
 import numpy as np
 
 from dia2_jax.audio import voiced_span
-from dia2_jax.errors import ConfigError, Dia2Error, describe
+from dia2_jax.errors import ConfigError
 from dia2_jax.typing import Float, Int
-from eval.command import INTERRUPTED, BadInput, integers, names
+from eval.command import integers, names, resumable
 from eval.scoring import sources as making
 from eval.scoring.evaluation import conclude, evaluate, progress, start
 from eval.scoring.metric import Options, Row
@@ -150,19 +150,17 @@ def codebook_usage(rows: Iterable[Row], entries: int) -> list[dict[str, float]]:
     kept = [np.array(row["codes"]) for row in rows if "codes" in row]
     if not kept:
         return []
-    found = []
-    for codes in np.concatenate(kept, axis=1):
-        counts = np.bincount(codes, minlength=entries)
-        share = counts[counts > 0] / counts.sum()
-        entropy = float(-(share * np.log(share)).sum())
-        found.append(
-            {
-                "used": float((counts > 0).mean()),
-                "perplexity": float(np.exp(entropy)),
-                "bits": entropy / float(np.log(2)),
-            }
-        )
-    return found
+    import jax.numpy as jnp
+
+    from train.codec_training.quantizer import perplexity
+
+    codes = np.concatenate(kept, axis=1)
+    counts = np.stack([np.bincount(row, minlength=entries) for row in codes])
+    spread = np.asarray(perplexity(jnp.asarray(counts, jnp.float32)))
+    return [
+        {"used": float((row > 0).mean()), "perplexity": float(p), "bits": float(np.log2(p))}
+        for row, p in zip(counts, spread, strict=True)
+    ]
 
 
 def usage_table(usage: Sequence[dict[str, float]], rows: Sequence[Row]) -> list[str]:
@@ -222,15 +220,8 @@ def main(debug: bool, **options: Any) -> None:
     \b
       python -m eval.codec nano -p data/nano/corpus/test.jsonl --limit 40 -o runs/codec
     """
-    try:
+    with resumable(debug):
         _run(**options)
-    except (Dia2Error, OSError) as error:
-        if debug:
-            raise
-        raise BadInput(describe(error)) from error
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from here", err=True)
-        click.get_current_context().exit(INTERRUPTED)
 
 
 def _run(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 import click
+
+from dia2_jax.errors import Dia2Error, describe
 
 #: Exit status of a program that was interrupted.
 INTERRUPTED = 130
@@ -18,6 +21,24 @@ class BadInput(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"error: {self.format_message()}", err=True)
+
+
+@contextmanager
+def resumable(debug: bool) -> Iterator[None]:
+    """What a run that goes on where it was makes of errors and of Ctrl-C.
+
+    Args:
+      debug: let errors through, with their traceback.
+    """
+    try:
+        yield
+    except (Dia2Error, OSError) as error:
+        if debug:
+            raise
+        raise BadInput(describe(error)) from error
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from here", err=True)
+        click.get_current_context().exit(INTERRUPTED)
 
 
 def integers(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:

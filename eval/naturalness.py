@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from dia2_jax import hub
-from dia2_jax.errors import ConfigError, Dia2Error, describe
-from eval.command import INTERRUPTED, BadInput, integers, names
+from dia2_jax.errors import ConfigError
+from eval.command import integers, names, resumable
 from eval.scoring import sources as making
 from eval.scoring.evaluation import conclude, evaluate, progress, start
 from eval.scoring.metric import Options
@@ -187,15 +187,8 @@ def main(debug: bool, **options: Any) -> None:
       python -m eval.naturalness nano cfg_scale=1.0 -p everyday -o runs/everyday
       python -m eval.naturalness runs/codec/export --codec-only -p corpus/test.jsonl -o runs/codec
     """
-    try:
+    with resumable(debug):
         _run(**options)
-    except (Dia2Error, OSError) as error:
-        if debug:
-            raise
-        raise BadInput(describe(error)) from error
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from here", err=True)
-        click.get_current_context().exit(INTERRUPTED)
 
 
 def _run(
