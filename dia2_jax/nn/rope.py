@@ -32,6 +32,7 @@ def rotate(
     a few hundred positions in.
     """
     angle = positions[..., None, None].astype(jnp.float32) * frequencies
+    # Else XLA computes them again for every element of every head.
     cos, sin = lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
