@@ -205,16 +205,12 @@ def lower(task: Dia2Task) -> jax.stages.Lowered:
     return task._step.lower(task.abstract_state(), task.frozen, abstract_batch(task))
 
 
-def compiled_bytes(task: Dia2Task, options: Mapping[str, Any] | None = None) -> int | None:
+def compiled_bytes(task: Dia2Task) -> int | None:
     """The peak of one device as XLA's memory analysis has it; compiles, and loads no weight.
 
     None where the compiler of this platform gives no analysis.
-
-    Args:
-      task: whose step is compiled.
-      options: of the compiler.
     """
-    found = lower(task).compile(dict(options) if options else None).memory_analysis()
+    found = lower(task).compile().memory_analysis()
     if found is None:
         return None
     return int(

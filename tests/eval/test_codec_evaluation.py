@@ -20,8 +20,6 @@ from eval.scoring.metric import Options
 from eval.scoring.prompts import Prompt
 from eval.scoring.takes import Take
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "golden" / "parity" / "mimi"
 SPEECH = read_audio(ROOT / "golden" / "speech" / "river.mp3")[: 3 * 24_000]

@@ -281,9 +281,7 @@ def test_a_folder_is_loaded_not_made_up(tiny_model_folder: Path) -> None:
     assert np.array_equal(held, tensors["transformer.cb0_head.weight"])
 
 
-def test_whole_run_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The processes of a run inherit it: half the time of compiling.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+def test_whole_run_from_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     command = (
         "--config tiny --frames 4 --at 10,200 --chunk-frames 2 --bandwidth-gb 0.02 --scripts 2 "

@@ -203,8 +203,6 @@ def test_the_command_and_the_client_tell_the_same_story(
         sample_rate=tiny_model.sample_rate,
         samples_per_frame=1920,
         rest_s=0.5,
-        # Half the time of compiling.
-        environment={"XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )
     assert seen.report["finished"] and seen.report["codes_shape"] == [8, len(seen.take.chunks)]
     assert len(seen.pcm) == 1920 * len(seen.take.chunks)

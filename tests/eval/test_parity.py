@@ -18,8 +18,6 @@ from eval.parity_checks import Checks, Item, difference, mismatches, snr
 from eval.parity_folder import Golden
 from eval.parity_network import filtered_difference
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FOLDER = Path(__file__).parents[1] / "golden" / "parity"
 FORMS = ("whole", "step by step")
 EXPECTED = {

@@ -22,8 +22,6 @@ from train.codec_training.generator import forward_flops, read_shape
 from train.codec_training.task import CodecTask
 from train.config import read_config
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parents[2]
 
 #: Everything on at once: all losses, discriminator every second step, balancer, targets.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import socket
@@ -160,7 +161,7 @@ def test_resumes_on_another_mesh(tmp_path: Path, start: Start) -> None:
     before = straight(path, tmp_path / "straight")
     config = read_config(ToyConfig, path, ["run.steps=3"])
     train(ToyTask(config), config)
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     status, errors = finish(start(path, "mesh.fsdp=4", "--resume", XLA_FLAGS=flags, NPROC="32"))
     assert status == 0, errors
     for name, leaf in stored(path, folder).items():

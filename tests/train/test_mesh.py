@@ -19,11 +19,6 @@ from small_data import ROOT
 GRADIENT = 1e-4  # of each tensor's largest; measured: 5.1e-6
 PARAMETER = 1e-6  # after an SGD step at rate 0.1; measured: 5.4e-7
 
-#: Compiles this program in a tenth of the time; the arithmetic is the same.
-FAST_COMPILE = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false"
-)
 COMPARED = [
     f"{group}: {name}" for group, cases in GROUPS.items() for name in cases if name != "straight"
 ]
@@ -36,7 +31,7 @@ def report(small_run: Path) -> dict[str, Any]:
     # run one after another, as `train.distributed.join` has it, on threads to spare (XLA reads
     # NPROC): with one for each device, one that is late to come free leaves seven waiting for ever.
     patience = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
-    flags = f"--xla_force_host_platform_device_count=8 {patience} {FAST_COMPILE}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8 {patience}"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": flags,

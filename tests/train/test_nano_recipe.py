@@ -16,8 +16,6 @@ from corpus_files import write_files
 from dia2_jax.audio import read_audio
 from dia2_jax.cli import main as dia2_jax
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "nano" / "README.md"
 
@@ -45,7 +43,7 @@ SMALLER = {
         "size={hours: 0.01, validation: [2, 1], test: [3, 1], shard: 4}",
         "text={sources: [{kind: lines, share: 0.6, path: lines.txt},"
         " {kind: grammar, share: 0.4, path: grammar.yaml}],"
-        " words: {frequencies: words.txt, target: 50, trusted: 1000}}",
+        " words: {frequencies: words.txt, target: 50, trusted: 1000, wordnet: null}}",
         "voice.kind=tones",
         "voice.workers=1",
         "tokenizer.items=50",

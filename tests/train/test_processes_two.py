@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from children import family
-from test_mesh import FAST_COMPILE, GRADIENT, PARAMETER
+from test_mesh import GRADIENT, PARAMETER
 
 from dia2_jax.checkpoint import flatten_tree
 from train.checkpoints import load_for_export
@@ -33,7 +33,6 @@ def start(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """``start(folder, *arguments)``: the program at work; the module's runs share compilations."""
     cache = tmp_path_factory.mktemp("xla")
     environment = {
-        "XLA_FLAGS": FAST_COMPILE,
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "DIA2_JAX_CACHE": str(cache),
     }
