@@ -75,6 +75,7 @@ SMALLER = {
         "optimizer.schedule.warmup_steps=10",
     ],
     "train.package": [],
+    "train.read_aloud": ["voice.kind=tones", "--quiet"],
     # Those that need nothing which may or may not be installed.
     "eval.naturalness": ["--limit", "2", "--metrics", "signal,stopping,dialogue,speed"],
 }
@@ -102,6 +103,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             text, count = re.subn(rf"(?m)^( *{field}:) \d+", rf"\1 {value}", text)
             assert count > 0, field
         (configs / name).write_text(text, encoding="utf-8")
+    prompts = (ROOT / "eval" / "prompts" / "everyday.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "eval" / "prompts").mkdir(parents=True)
+    (tmp_path / "eval" / "prompts" / "everyday.jsonl").write_text(
+        "".join(prompts.splitlines(keepends=True)[:3]), encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -119,6 +125,7 @@ def test_the_recipe_makes_a_model_that_speaks(workplace: Path) -> None:
         "train.pack",
         "train.pretrain",
         "train.package",
+        "train.read_aloud",
         "eval.naturalness",
         "eval.naturalness",
     ]

@@ -50,6 +50,11 @@ def words_of(sentence: str) -> list[str]:
     return [match.group().lower().strip("'-") for match in _WORD.finditer(sentence)]
 
 
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text, cut behind full stops, question and exclamation marks."""
+    return _ENDS.split(text.strip())
+
+
 def key_of(sentence: str) -> str:
     """What two sentences share that differ in capitals and punctuation alone."""
     return " ".join(words_of(sentence))
@@ -108,7 +113,7 @@ class Cleaner:
         text = re.sub(r"\s+([,.?!])", r"\1", re.sub(r"\s+", " ", text)).strip(" ,'")
         if _ODD.search(text):
             raise _Doubtful("odd characters")
-        parts = [self._sentence(part) for part in _ENDS.split(text) if words_of(part)]
+        parts = [self._sentence(part) for part in split_sentences(text) if words_of(part)]
         if not parts:
             raise _Doubtful("no words")
         return parts

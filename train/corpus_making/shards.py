@@ -130,15 +130,7 @@ class ShardWriter:
                 "duration": round(seconds, 3),
                 "kind": kind,
                 "script": script,
-                "words": [
-                    {
-                        "text": word.text,
-                        "start": round(word.start, 3),
-                        "end": round(word.end, 3),
-                        "speaker": f"[S{word.speaker}]",
-                    }
-                    for word in recording.words
-                ],
+                "words": word_rows(recording),
                 "phonemes": [
                     [phoneme.symbol, round(phoneme.start, 3), round(phoneme.end, 3)]
                     for phoneme in recording.phonemes
@@ -156,6 +148,19 @@ class ShardWriter:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows]
         (self._folder / _ROWS).write_text("".join(lines), encoding="utf-8")
         (self._folder / _COUNTS).write_text(json.dumps(asdict(self.counts)), encoding="utf-8")
+
+
+def word_rows(recording: Recording) -> list[dict[str, Any]]:
+    """Its words as manifests and prompt sets have them."""
+    return [
+        {
+            "text": word.text,
+            "start": round(word.start, 3),
+            "end": round(word.end, 3),
+            "speaker": f"[S{word.speaker}]",
+        }
+        for word in recording.words
+    ]
 
 
 @contextmanager
