@@ -32,6 +32,7 @@ from dia2_jax.generation.rows import Row, Rows
 from dia2_jax.generation.session import Chunk, Session
 from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.generation.step import Programs
+from dia2_jax.generation.trace import ActionStream, watch
 from dia2_jax.mimi.codec import Mimi
 from dia2_jax.mimi.runtime import Codec
 from dia2_jax.model.dia2 import Dia2Model
@@ -40,7 +41,7 @@ from dia2_jax.text.tokenizer import Tokenizer
 from dia2_jax.typing import Float, Int
 from dia2_jax.voice import Voice, Voices, codec_fingerprint, prefix_turns, prepare_voice
 
-__all__ = ["Chunk", "Dia2", "Result", "Session"]
+__all__ = ["ActionStream", "Chunk", "Dia2", "Result", "Session"]
 
 #: Set to a folder to keep compiled programs there, or to "off".
 CACHE_VARIABLE = "DIA2_JAX_CACHE"
@@ -257,6 +258,20 @@ class Dia2:
         results = [self._result(row) for row in rows.rows]
         return results[0] if isinstance(script, str) else results
 
+    def trace(
+        self,
+        script: str,
+        config: GenerationConfig | None = None,
+        *,
+        voices: Voices = None,
+        seed: int = 0,
+    ) -> tuple[Result, ActionStream]:
+        """:meth:`generate` of one script, and what the word machine did in every step of it."""
+        config = self.defaults if config is None else config
+        rows = self._rows([config], [seed], [self._plan(voices, config)], trace=True)
+        actions = watch(rows, script)
+        return self._result(rows.rows[0]), actions
+
     def session(
         self,
         config: GenerationConfig | None = None,
@@ -360,13 +375,15 @@ class Dia2:
         configs: Sequence[GenerationConfig],
         seeds: Sequence[int],
         plans: Sequence[PrefixPlan | None],
+        trace: bool = False,
     ) -> Rows:
         for seed in seeds:
             whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
             if not whole or not 0 <= seed < 2**32:
                 raise ConfigError(f"seed: must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+        rate = self.frame_rate
         return Rows(
-            self._programs, self.tokenizer, configs, seeds, plans, frame_rate=self.frame_rate
+            self._programs, self.tokenizer, configs, seeds, plans, frame_rate=rate, trace=trace
         )
 
     def _result(self, row: Row) -> Result:

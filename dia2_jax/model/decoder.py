@@ -214,6 +214,15 @@ class Decoder(nnx.Module):
                 filled.append(cache[index].write_prefix(keys, values))
         return self._heads(x), None if cache is None else tuple(filled)
 
+    def states(self, tokens: Int[Array, "B C T"]) -> Float[Array, "L B T D"]:
+        """What flows between the layers, to look at: the embedding, then each layer's output."""
+        batch, _, steps = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
+        states = [self._embed(tokens.swapaxes(1, 2))]
+        for layer in self.layers:
+            states.append(layer(states[-1], positions)[0])
+        return jnp.stack(states)
+
     def step(
         self,
         tokens: Int[Array, "B C"],

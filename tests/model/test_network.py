@@ -101,6 +101,11 @@ def stepped(model: Dia2Model, tokens, positions, slots, cache=None) -> DecoderOu
 
 
 @compiled
+def states(model: Dia2Model, tokens):
+    return model.transformer.states(tokens)
+
+
+@compiled
 def prefill(model: Dia2Model, tokens, cache):
     return model.transformer.prefill(tokens, cache)
 
@@ -153,6 +158,16 @@ def test_decoder_gives_upstream_s_numbers(golden) -> None:
     places = np.repeat(np.arange(steps)[:, None], batch, axis=1)
     out = stepped(model, tokens.transpose(2, 0, 1), places, places)
     assert_close(out, expected, GOLDEN_TOLERANCE)
+
+
+def test_states_lead_from_the_embedding_to_the_output(model) -> None:
+    tokens = random_tokens(model.config)
+    flow = np.asarray(states(model, tokens))
+    depth = model.config.model.decoder.n_layer
+    assert flow.shape == (depth + 1, BATCH, STEPS, model.config.model.decoder.n_embd)
+    assert all((one != next_).all(-1).any() for one, next_ in zip(flow, flow[1:], strict=False))
+    hidden = model.transformer.norm(flow[-1])
+    assert_close(hidden, whole(model, tokens).hidden, STEP_TOLERANCE)
 
 
 def test_depformer_gives_upstream_s_numbers(golden) -> None:
