@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,10 @@ class Speakers(Metric):
     def open(cls, options: Options) -> Speakers:
         """With Resemblyzer, on the CPU."""
         try:
-            from resemblyzer import VoiceEncoder, preprocess_wav
+            with warnings.catch_warnings():
+                # webrtcvad's, about how it finds its own version.
+                warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+                from resemblyzer import VoiceEncoder, preprocess_wav
         except ImportError as error:
             raise Unavailable(
                 f'needs Resemblyzer ({error}): pip install "dia2-jax[naturalness]" after the CPU '
