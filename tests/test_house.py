@@ -20,13 +20,16 @@ import dia2_jax
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = sorted((ROOT / "dia2_jax").rglob("*.py"))
-PROGRAMS = sorted([*(ROOT / "train").rglob("*.py"), *(ROOT / "eval").rglob("*.py")])
+PROGRAMS = sorted(
+    path for name in ("train", "eval", "notebooks") for path in (ROOT / name).rglob("*.py")
+)
 
 #: Distribution names that differ from what they are imported as.
 IMPORT_NAMES = {
     "faster-whisper": "faster_whisper",
     "orbax-checkpoint": "orbax",
     "import-linter": "importlinter",
+    "ipython": "IPython",
     "pyyaml": "yaml",
     "chatterbot-corpus": "chatterbot_corpus",
     "chitchat-dataset": "chitchat_dataset",
@@ -50,7 +53,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def third_party(paths: list[Path]) -> set[str]:
     tops = {name.split(".")[0] for path in paths for name in imports(path)}
-    return tops - sys.stdlib_module_names - {"dia2_jax", "train", "eval"}
+    return tops - sys.stdlib_module_names - {"dia2_jax", "train", "eval", "notebooks"}
 
 
 def declared(requirements: list[str]) -> set[str]:
@@ -74,6 +77,7 @@ def test_package_imports_what_it_declares_and_nothing_else() -> None:
 def test_programs_import_what_their_extras_declare() -> None:
     extras = PROJECT["optional-dependencies"]
     names = ("train", "align", "corpus", "eval", "naturalness", "fidelity", "parity", "transcribe")
+    names += ("notebooks",)
     known = declared(PROJECT["dependencies"] + [line for name in names for line in extras[name]])
     assert third_party(PROGRAMS) - known == set()
 
@@ -141,8 +145,9 @@ def test_readme_and_ci_name_the_same_test_command() -> None:
 
 def test_nothing_points_into_one_machine() -> None:
     places = re.compile("|".join(f"/{name}/" for name in ("root", "work", "home", "Users")))
-    kinds = {".py", ".md", ".toml", ".yaml", ".json", ""}
-    folders = [ROOT / name for name in ("dia2_jax", "train", "eval", "tests", "configs", ".ci")]
+    kinds = {".py", ".md", ".toml", ".yaml", ".json", ".ipynb", ""}
+    names = ("dia2_jax", "train", "eval", "notebooks", "tests", "configs", ".ci")
+    folders = [ROOT / name for name in names]
     files = [path for path in ROOT.iterdir() if path.is_file()]
     files += [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     found = [

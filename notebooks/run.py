@@ -1,0 +1,84 @@
+"""Execute the notebooks: ``python -m notebooks.run`` renews the outputs of all of them in place.
+
+``--check`` executes and writes nothing, as CI does. Either way an error in a cell, or a word on
+standard error (a warning, mostly), fails. What differs from run to run without meaning anything
+(times of execution, the kernel's version) is not kept.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+FOLDER = Path(__file__).parent
+
+#: What is kept of a notebook's metadata.
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+#: Seconds that one cell may take.
+_TIMEOUT = 600
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """The notebook with the outputs of a fresh kernel, started in the notebook's folder.
+
+    Raises:
+      CellExecutionError: a cell fails.
+      ClickException: a cell writes to standard error.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=_TIMEOUT,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.create_kernel_manager()
+    with tempfile.TemporaryDirectory() as folder:
+        # Sockets in a folder of their own, so that nothing listens on a port.
+        client.km.transport, client.km.ip = "ipc", f"{folder}/kernel"
+        client.execute()
+    for number, cell in enumerate(notebook.cells):
+        cell.metadata = nbformat.NotebookNode()
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and output.name == "stderr":
+                raise click.ClickException(f"{path.name}, cell {number}: {output.text.strip()}")
+    notebook.metadata = nbformat.from_dict(METADATA)
+    return notebook
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1, metavar="[NAME ...]")
+@click.option("--check", is_flag=True, help="Execute, but leave the files as they are.")
+def main(names: tuple[str, ...], check: bool) -> None:
+    """Execute notebooks by name or number (``03``); all by default."""
+    paths = sorted(FOLDER.glob("*.ipynb"))
+    chosen = [p for p in paths if not names or any(p.name.startswith(name) for name in names)]
+    if not chosen:
+        raise click.UsageError(f"no notebook {names[0]!r}; there are {[p.stem for p in paths]}")
+    # Notebooks need nothing from a hub; what one would ask for is then missing at once.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for path in chosen:
+        begun = time.perf_counter()
+        try:
+            notebook = execute(path)
+        except CellExecutionError as error:
+            raise click.ClickException(f"{path.name}: {error}") from None
+        if not check:
+            nbformat.write(notebook, path)
+        click.echo(f"{path.name}: {time.perf_counter() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m notebooks.run")
