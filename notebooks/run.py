@@ -44,10 +44,10 @@ def execute(path: Path) -> nbformat.NotebookNode:
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     )
-    client.create_kernel_manager()
+    manager = client.create_kernel_manager()
     with tempfile.TemporaryDirectory() as folder:
         # Sockets in a folder of their own, so that nothing listens on a port.
-        client.km.transport, client.km.ip = "ipc", f"{folder}/kernel"
+        manager.transport, manager.ip = "ipc", f"{folder}/kernel"
         client.execute()
     for number, cell in enumerate(notebook.cells):
         cell.metadata = nbformat.NotebookNode()
