@@ -24,9 +24,9 @@ from dia2_jax.config import Dia2Config
 from dia2_jax.generation import machine as word_machine
 from dia2_jax.generation.machine import MachineOutput, MachineState, TextQueue
 from dia2_jax.generation.sampling import MASKED_LOGIT, RowSettings, draw, guide
+from dia2_jax.model.decoder import Cache
 from dia2_jax.model.depformer import StageRun, stage_runs
 from dia2_jax.model.dia2 import Dia2Model
-from dia2_jax.nn.attention import KVCache
 from dia2_jax.text.tokenizer import TokenIds
 from dia2_jax.typing import Array, ArrayLike, Bool, Float, Int
 
@@ -46,7 +46,7 @@ class GenerationState:
       done: ``[B]`` no frame will follow.
     """
 
-    cache: tuple[KVCache, ...]
+    cache: tuple[Cache, ...]
     machine: MachineState
     frame: Int[Array, " B"]
     slot_offset: Int[Array, " B"]
@@ -440,6 +440,8 @@ def prefill(
         text = jnp.broadcast_to(blank, tokens[:, :2].shape)
         tokens = jnp.concatenate([tokens, jnp.concatenate([text, tokens[:, 2:]], axis=1)])
     _, cache = model.transformer.prefill(tokens, state.cache)
-    chosen = rows[:, None, None, None]
-    cache = jax.tree.map(lambda new, old: jnp.where(chosen, new, old), cache, state.cache)
-    return replace(state, cache=cache)
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return replace(state, cache=jax.tree.map(choose, cache, state.cache))

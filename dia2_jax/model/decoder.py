@@ -9,12 +9,16 @@ from jax.typing import DTypeLike
 from dia2_jax.config import Dia2Config
 from dia2_jax.model.layers import GatedMLP, MultiStreamEmbedding
 from dia2_jax.nn.attention import KVCache, attend, attend_cache
+from dia2_jax.nn.int8_cache import Int8Cache, nearest
 from dia2_jax.nn.linear import Embedding, Linear
 from dia2_jax.nn.norm import RMSNorm
 from dia2_jax.nn.remat import rematerialised
 from dia2_jax.nn.rope import inverse_frequencies, rotate
 from dia2_jax.sharding import constrain
 from dia2_jax.typing import Array, Float, Int
+
+#: What a layer remembers of the positions before: of an int8 model the second.
+Cache = KVCache | Int8Cache
 
 # Per-head RMS normalisation of queries and keys takes the place of 1 / sqrt(H).
 _SCALE = 1.0
@@ -39,11 +43,17 @@ class DecoderAttention(nnx.Module):
     """Grouped-query attention with per-head q/k RMSNorm before RoPE."""
 
     def __init__(
-        self, config: Dia2Config, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: Dia2Config,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        int8: bool,
+        rngs: nnx.Rngs,
     ) -> None:
         model, shape = config.model, config.model.decoder
         self.heads, self.kv_heads = shape.gqa_query_heads, shape.kv_heads
-        self.head_dim, self.dtype = shape.gqa_head_dim, dtype
+        self.head_dim, self.dtype, self.int8 = shape.gqa_head_dim, dtype, int8
         self.min_timescale = model.rope_min_timescale
         self.max_timescale = model.rope_max_timescale
         query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -74,6 +84,8 @@ class DecoderAttention(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """Causal attention over a whole sequence; also returns its keys and values."""
         query, keys, values = self._heads(x, positions)
+        if self.int8:  # as a step finds them
+            keys, values = nearest(keys), nearest(values)
         steps = x.shape[1]
         mask = jnp.tril(jnp.ones((1, steps, steps), bool))
         out = attend(query, keys, values, mask, scale=_SCALE)
@@ -84,10 +96,13 @@ class DecoderAttention(nnx.Module):
         x: Float[Array, "B D"],
         position: Int[Array, " B"],
         index: Int[Array, " B"],
-        cache: KVCache,
-    ) -> tuple[Float[Array, "B D"], KVCache]:
+        cache: Cache,
+    ) -> tuple[Float[Array, "B D"], Cache]:
         """One position a row, whose key and value go to slot ``index[b]``."""
         query, keys, values = (y[:, 0] for y in self._heads(x[:, None], position[:, None]))
+        if isinstance(cache, Int8Cache):
+            narrow = cache.write_step(keys, values, index)
+            return self._merge(narrow.attend(query, index + 1, scale=_SCALE)), narrow
         cache = cache.write_step(keys, values, index)
         out = attend_cache(query, cache, index + 1, scale=_SCALE)
         return self._merge(out), cache
@@ -101,11 +116,19 @@ class DecoderLayer(nnx.Module):
     """Pre-norm attention and gated MLP, each with a residual."""
 
     def __init__(
-        self, config: Dia2Config, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        config: Dia2Config,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        int8: bool,
+        rngs: nnx.Rngs,
     ) -> None:
         shape, epsilon = config.model.decoder, config.model.normalization_layer_epsilon
         self.pre_norm = RMSNorm(shape.n_embd, epsilon=epsilon, param_dtype=param_dtype)
-        self.attn = DecoderAttention(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.attn = DecoderAttention(
+            config, dtype=dtype, param_dtype=param_dtype, int8=int8, rngs=rngs
+        )
         self.post_norm = RMSNorm(shape.n_embd, epsilon=epsilon, param_dtype=param_dtype)
         self.mlp = GatedMLP(
             shape.n_embd,
@@ -128,8 +151,8 @@ class DecoderLayer(nnx.Module):
         x: Float[Array, "B D"],
         position: Int[Array, " B"],
         index: Int[Array, " B"],
-        cache: KVCache,
-    ) -> tuple[Float[Array, "B D"], KVCache]:
+        cache: Cache,
+    ) -> tuple[Float[Array, "B D"], Cache]:
         attended, cache = self.attn.step(self.pre_norm(x), position, index, cache)
         x = x + attended
         return x + self.mlp(self.post_norm(x)), cache
@@ -147,11 +170,12 @@ class Decoder(nnx.Module):
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
+        int8: bool = False,
         remat: str = "none",
         rngs: nnx.Rngs,
     ) -> None:
         data, shape = config.data, config.model.decoder
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype, self.int8, self.remat = config, dtype, int8, remat
         self.audio_embeds = nnx.List(
             [
                 Embedding(data.audio_vocab_size, shape.n_embd, param_dtype=param_dtype, rngs=rngs)
@@ -168,7 +192,7 @@ class Decoder(nnx.Module):
         )
         self.layers = nnx.List(
             [
-                DecoderLayer(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+                DecoderLayer(config, dtype=dtype, param_dtype=param_dtype, int8=int8, rngs=rngs)
                 for _ in range(shape.n_layer)
             ]
         )
@@ -181,11 +205,12 @@ class Decoder(nnx.Module):
             shape.n_embd, data.audio_vocab_size, param_dtype=param_dtype, rngs=rngs
         )
 
-    def init_cache(self, batch: int, slots: int) -> tuple[KVCache, ...]:
+    def init_cache(self, batch: int, slots: int) -> tuple[Cache, ...]:
         """An empty cache of at least ``slots`` positions for every layer."""
         shape = self.config.model.decoder
+        size = (batch, shape.kv_heads, slots, shape.gqa_head_dim)
         return tuple(
-            KVCache.empty(batch, shape.kv_heads, slots, shape.gqa_head_dim, self.dtype)
+            Int8Cache.empty(*size) if self.int8 else KVCache.empty(*size, self.dtype)
             for _ in range(shape.n_layer)
         )
 
@@ -198,9 +223,9 @@ class Decoder(nnx.Module):
     def prefill(
         self,
         tokens: Int[Array, "B C T"],
-        cache: tuple[KVCache, ...] | None,
+        cache: tuple[Cache, ...] | None,
         positions: Int[Array, "B T"] | None = None,
-    ) -> tuple[DecoderOutput, tuple[KVCache, ...] | None]:
+    ) -> tuple[DecoderOutput, tuple[Cache, ...] | None]:
         """The whole-sequence forward that also fills slots 0 to T - 1 of a cache."""
         batch, _, steps = tokens.shape
         if positions is None:
@@ -228,8 +253,8 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "B C"],
         position: Int[Array, " B"],
         index: Int[Array, " B"],
-        cache: tuple[KVCache, ...],
-    ) -> tuple[DecoderOutput, tuple[KVCache, ...]]:
+        cache: tuple[Cache, ...],
+    ) -> tuple[DecoderOutput, tuple[Cache, ...]]:
         """One frame a row.
 
         Args:

@@ -18,8 +18,9 @@ from dia2_jax.typing import Array, Bool, Float, Int
 #: Cache slots attended at a time. A cache is a whole number of blocks long.
 BLOCK = 128
 
-# Large and finite: a fully masked block must not turn exp(-inf - -inf) into NaN.
-_MASKED = -1e30
+#: Score of what is not attended. Large and finite: a fully masked block must not turn
+#: exp(-inf - -inf) into NaN.
+MASKED = -1e30
 
 
 @struct.dataclass
@@ -88,7 +89,7 @@ def attend(
         precision=exact(keys.dtype),
         preferred_element_type=jnp.float32,
     )
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
     out = jnp.einsum(
         "BKGTS,BSKH->BTKGH", weights.astype(values.dtype), values, precision=exact(values.dtype)
     )
@@ -122,7 +123,7 @@ def attend_cache(
             precision=exact(keys.dtype),
             preferred_element_type=jnp.float32,
         )
-        scores = jnp.where(index * BLOCK + jnp.arange(BLOCK) < limit, scores, _MASKED)
+        scores = jnp.where(index * BLOCK + jnp.arange(BLOCK) < limit, scores, MASKED)
         new_peak = jnp.maximum(peak, scores.max(axis=-1))
         weights = jnp.exp(scores - new_peak[..., None])
         decay = jnp.exp(peak - new_peak)
@@ -136,7 +137,7 @@ def attend_cache(
         return new_peak, total * decay + weights.sum(axis=-1), out * decay[..., None] + added
 
     start = (
-        jnp.full(shape, _MASKED, jnp.float32),
+        jnp.full(shape, MASKED, jnp.float32),
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(grouped.shape, jnp.float32),
     )

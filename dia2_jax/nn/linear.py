@@ -12,6 +12,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from dia2_jax.nn.quantized import project_int8
 from dia2_jax.sharding import constrain
 from dia2_jax.typing import Array, Float, Int
 
@@ -64,7 +65,13 @@ def fan_in_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 class Linear(nnx.Module):
-    """``y = x @ weight.T (+ bias)`` in float32, whatever the dtype of ``x``."""
+    """``y = x @ weight.T (+ bias)`` in float32, whatever the dtype of ``x``.
+
+    Attributes:
+      weight: ``[F, D]``; int8 after :meth:`make_int8`.
+      weight_scale: ``[F]`` float32 of an int8 weight, else None.
+      bias: ``[F]`` or None.
+    """
 
     def __init__(
         self,
@@ -78,10 +85,20 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(
             fan_in_init(rngs.params(), (out_features, in_features), param_dtype)
         )
+        self.weight_scale: nnx.Param[Array] | None = None
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if use_bias else None
 
+    def make_int8(self) -> None:
+        """Hold the weight as int8 from now on; its values are to be filled in."""
+        shape = self.weight.shape
+        self.weight = nnx.Param(jnp.zeros(shape, jnp.int8))
+        self.weight_scale = nnx.data(nnx.Param(jnp.zeros(shape[:1], jnp.float32)))
+
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
-        y = project(x, self.weight[...])
+        if self.weight_scale is None:
+            y = project(x, self.weight[...])
+        else:
+            y = project_int8(x, self.weight[...], self.weight_scale[...])
         return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
