@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 
 from dia2_jax import hub
 from dia2_jax.config import Dia2Config, MimiConfig, load_dia2_config
-from dia2_jax.convert.models import load_dia2, load_mimi
+from dia2_jax.convert.models import holds_int8, load_dia2, load_mimi
 from dia2_jax.errors import CheckpointError, ConfigError, ScriptError
 from dia2_jax.generation.defaults import read_defaults
 from dia2_jax.generation.prefix import PrefixPlan, plan_prefix
@@ -46,7 +46,7 @@ __all__ = ["ActionStream", "Chunk", "Dia2", "Result", "Session"]
 #: Set to a folder to keep compiled programs there, or to "off".
 CACHE_VARIABLE = "DIA2_JAX_CACHE"
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ class Dia2:
         self.config, self.mimi_config = config, mimi_config
         self.tokenizer = tokenizer
         self.defaults = GenerationConfig() if defaults is None else defaults
+        #: Of the weights: ``float32``, ``bfloat16`` or ``int8``.
+        self.dtype = "int8" if model.transformer.int8 else jnp.dtype(model.transformer.dtype).name
         self.codec = Codec(mimi)
         self._programs = Programs(model)
         self._fingerprint: str | None = None
@@ -129,7 +131,7 @@ class Dia2:
         cls,
         path_or_repo: str | Path | None = None,
         *,
-        dtype: str | DTypeLike = "float32",
+        dtype: str | DTypeLike | None = None,
         mimi: str | Path | None = None,
         revision: str | None = None,
     ) -> Dia2:
@@ -139,9 +141,12 @@ class Dia2:
           path_or_repo: a folder, a Hugging Face repository such as ``nari-labs/Dia2-1B``, or
             ``"nano"`` (as is no argument at all): the small model inside the package, where
             ``"./nano"`` is a folder of that name.
-          dtype: ``"float32"`` (upstream's numbers) or ``"bfloat16"`` (half the memory; made for
-            accelerators). Weights are held and activations computed in it; logits are float32,
-            and so is the codec.
+          dtype: ``"float32"`` (upstream's numbers), ``"bfloat16"`` (half the memory; made for
+            accelerators) or ``"int8"`` (for CPUs). Weights are held and activations computed in
+            the first two; ``int8`` holds the weights of linear maps as int8, which are rounded
+            while a checkpoint in floating point is read, and computes the rest in float32.
+            Logits are float32, and so is the codec. By default int8 where the checkpoint holds
+            that, else float32.
           mimi: the codec's folder or repository (or ``"nano"``), where it is not the one the
             checkpoint names.
           revision: of the repository.
@@ -150,12 +155,14 @@ class Dia2:
           HubError: a file is missing; says which, and how to get it.
           ConfigError, CheckpointError: a file does not say what it should.
         """
-        kind = _compute_dtype(dtype)
+        kind = _dtype(dtype)
         enable_compilation_cache()
         files = hub.resolve(path_or_repo, mimi=mimi, revision=revision)
         config, defaults = load_dia2_config(files.config), read_defaults(files.generation)
         tokenizer = Tokenizer.from_file(files.tokenizer, config.data)
-        model, _ = load_dia2(config, files.weights, dtype=kind)
+        int8 = kind == jnp.int8 if kind is not None else holds_int8(files.weights)
+        held = jnp.float32 if int8 or kind is None else kind
+        model, _ = load_dia2(config, files.weights, dtype=held, int8=int8)
         codec, mimi_config, _ = load_mimi(files.mimi)
         return cls(config, model, tokenizer, mimi_config, codec, defaults)
 
@@ -412,7 +419,9 @@ def _stream(session: Session, pieces: Iterable[str]) -> Iterator[Chunk]:
         session.cancel()
 
 
-def _compute_dtype(dtype: Any) -> np.dtype[Any]:
+def _dtype(dtype: Any) -> np.dtype[Any] | None:
+    if dtype is None:
+        return None
     known = {name: jnp.dtype(kind) for name, kind in _DTYPES.items()}
     try:
         kind = jnp.dtype(_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype)

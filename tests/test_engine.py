@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dia2_jax import Dia2, GenerationConfig, SamplingConfig, Turn, Voice
+from dia2_jax.convert.api import convert
 from dia2_jax.engine import Result, enable_compilation_cache
 from dia2_jax.errors import CheckpointError, ConfigError, HubError, PrefixError, ScriptError
 from dia2_jax.text.timing import WordTime
@@ -115,6 +116,25 @@ def test_bfloat16_speaks(tiny_model_folder: Path) -> None:
     assert [text for text, _ in result.words] == ["Hello", "there."]
     assert result.codes.max() < 64 and result.waveform.dtype == np.float32
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model._programs.params)} == {"bfloat16"}
+
+
+def test_int8_speaks_the_same_however_text_and_weights_arrive(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    model = Dia2.from_pretrained(tiny_model_folder, dtype="int8")
+    result = model.generate(SCRIPT, seed=3)
+    assert [text for text, _ in result.words][0] == "Well," and result.codes.max() < 64
+    chunks = list(model.stream([SCRIPT[:9], SCRIPT[9:23], SCRIPT[23:]], seed=3, chunk_frames=4))
+    np.testing.assert_array_equal(np.concatenate([c.codes for c in chunks], axis=1), result.codes)
+    # Saved, it is found to be int8.
+    convert(tiny_model_folder, tmp_path / "saved", dtype="int8")
+    saved = Dia2.from_pretrained(tmp_path / "saved")
+    assert (saved.dtype, model.dtype) == ("int8", "int8")
+    leaves = (jax.tree.leaves(one._programs.params) for one in (model, saved))
+    for held, stored in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(held, stored)
+    with pytest.raises(CheckpointError, match="holds int8 weights"):
+        Dia2.from_pretrained(tmp_path / "saved", dtype="float32")
 
 
 def test_after_a_warm_up_nothing_is_left_to_compile(
@@ -258,7 +278,7 @@ def test_a_stream_refuses_wrong_arguments_at_once(tiny_model: Dia2) -> None:
 
 def test_what_cannot_be_loaded(tiny_model_folder: Path, tmp_path: Path) -> None:
     for dtype in ("float16", "fast", 7):
-        with pytest.raises(ConfigError, match="dtype: must be 'float32' or 'bfloat16', got"):
+        with pytest.raises(ConfigError, match="'float32' or 'bfloat16' or 'int8', got"):
             Dia2.from_pretrained(tiny_model_folder, dtype=dtype)
     with pytest.raises(HubError, match="there is no folder .*nowhere.*hub repository"):
         Dia2.from_pretrained(tmp_path / "nowhere")

@@ -79,10 +79,10 @@ model_options = apply(
         click.option("--revision", metavar="NAME", help="Branch, tag or commit of the repository."),
         click.option(
             "--dtype",
-            type=click.Choice(["float32", "bfloat16"]),
-            default="float32",
-            show_default=True,
-            help="Of weights and activations; bfloat16 is for accelerators.",
+            type=click.Choice(["float32", "bfloat16", "int8"]),
+            show_default="float32, or int8 where the checkpoint holds that",
+            help="Of weights and activations; bfloat16 is for accelerators, int8 for CPUs: three "
+            "times as fast, not quite the same speech.",
         ),
     ]
 )

@@ -26,6 +26,7 @@ from dia2_jax.convert.load import SourceInfo, export_params, load_weights, save_
 from dia2_jax.convert.models import (
     abstract_dia2,
     abstract_mimi,
+    holds_int8,
     layout_of,
     mimi_layout,
     mimi_table,
@@ -86,12 +87,16 @@ def convert(
       destination: a folder that is new or empty.
       to: see :data:`Form`; ``hf`` and ``kyutai`` are for a codec alone.
       dtype: store floating tensors in this dtype instead of the source's (of the model; a
-        codec inside a Dia2 folder stays as it is).
+        codec inside a Dia2 folder stays as it is). ``int8`` rounds the weights of linear maps,
+        with a scale for each output, and leaves the rest as it is: a layout of our own
+        (``dia2-int8``), which ``Dia2.from_pretrained`` reads, upstream does not, and nothing
+        leads back from.
       force: replace what `destination` holds.
 
     Raises:
-      CheckpointError: weights that cannot be read or do not fit their config, a part of the model
-        that is named outside `source`, or a destination that is not empty.
+      CheckpointError: weights that cannot be read or do not fit their config, int8 of a codec or
+        another dtype of int8 weights, a part of the model that is named outside `source`, or a
+        destination that is not empty.
       ConfigError: a config that cannot be read, or has no equal in the other layout.
       HubError: a file that `source` should hold and does not.
     """
@@ -105,6 +110,10 @@ def convert(
         raise CheckpointError(
             f"{source} is a Dia2 model; {to!r} is a layout of the codec: convert "
             f"{source / 'mimi'} alone"
+        )
+    if kind == "mimi" and dtype is not None and np.dtype(dtype) == np.int8:
+        raise CheckpointError(
+            f"{source} is a codec, whose weights stay in floating point; int8 is for a Dia2 model"
         )
     with checkpoint.staged_folder(destination) as staged:
         if kind == "dia2":
@@ -160,7 +169,7 @@ def _kind(source: Path) -> str:
     weights = hub.find_weights(source) if source.is_dir() else source
     if weights is not None and checkpoint.is_orbax(weights):
         return "mimi"  # a Dia2 folder has its config
-    if layout_of(open_safetensors(source).specs) == dia2.LAYOUT:
+    if layout_of(open_safetensors(source).specs) in (dia2.LAYOUT, dia2.INT8_LAYOUT):
         raise CheckpointError(
             f"{source}: a Dia2 model without its config.json; name the folder that holds both"
         )
@@ -174,9 +183,18 @@ def _convert_dia2(source: Path, staged: Path, to: str, dtype: Any | None) -> Con
     if parts.tokenizer is not None:
         _copy(parts.tokenizer, staged / parts.tokenizer.relative_to(source))
         _copy_carried(parts.tokenizer.parent, (staged / parts.tokenizer.relative_to(source)).parent)
-    _, abstract = abstract_dia2(config)
     weights = parts.weights
-    params, info = load_weights(weights, dia2.TABLE, abstract, _memory_dtype(to, dtype))
+    stored, int8 = holds_int8(weights), dtype is not None and np.dtype(dtype) == np.int8
+    if stored and dtype is not None and not int8:
+        raise CheckpointError(
+            f"{weights}: holds int8 weights, and what rounding took of them is gone; convert the "
+            "checkpoint that they were made from"
+        )
+    dtype, table = None if int8 else dtype, dia2.INT8_TABLE if stored else dia2.TABLE
+    _, abstract = abstract_dia2(config, int8=stored or int8)
+    params, info = load_weights(weights, table, abstract, _memory_dtype(to, dtype))
+    if int8 and not stored:
+        table, info = dia2.INT8_TABLE, _rounded(info, params)
     # What an Orbax folder must remember to become the published folder again.
     manifest = _manifest_of(source)
     text = None if manifest is None else manifest.read_text("utf-8")
@@ -200,11 +218,11 @@ def _convert_dia2(source: Path, staged: Path, to: str, dtype: Any | None) -> Con
     else:
         written = origin["weights"]
         (staged / written).parent.mkdir(parents=True, exist_ok=True)
-        export_params(params, dia2.TABLE, staged / written, info, dtype=dtype)
+        export_params(params, table, staged / written, info, dtype=dtype)
     _write_manifest(staged, origin["manifest"], written)
     if parts.mimi is not None:
         _place_codec(parts.mimi, staged / parts.mimi.relative_to(source), to)
-    return Conversion("dia2", dia2.LAYOUT, to, len(info.dtypes), staged)
+    return Conversion("dia2", table.layout, to, len(info.dtypes), staged)
 
 
 def _place_codec(mimi: Path, target: Path, to: str) -> None:
@@ -295,6 +313,14 @@ def _recorded(info: SourceInfo, dtype: Any | None) -> SourceInfo:
             for name, old in info.dtypes.items()
         },
     )
+
+
+def _rounded(info: SourceInfo, params: Any) -> SourceInfo:
+    """The record to keep with weights that were rounded to int8: a new file's, in our layout."""
+    leaves, _ = checkpoint.flatten_tree(params)
+    names = sorted(leaves)
+    dtypes = {name: dtype_name(np.dtype(leaves[name].dtype)) for name in names}
+    return SourceInfo(dia2.INT8_LAYOUT, dtypes, info.metadata)
 
 
 def _single_name(weights: Path) -> str:

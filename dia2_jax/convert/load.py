@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from dia2_jax import checkpoint
+from dia2_jax.convert.rounding import before_rounding, restore_rounded
 from dia2_jax.convert.rules import Step, Table
 from dia2_jax.convert.safetensors_io import (
     DTYPES,
@@ -32,6 +33,7 @@ from dia2_jax.convert.safetensors_io import (
     write_safetensors,
 )
 from dia2_jax.errors import CheckpointError
+from dia2_jax.nn.quantized import SCALE_SUFFIX, quantize
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -121,7 +123,9 @@ def load_params(
     Args:
       source: a safetensors file, an index of shards, a folder with one, or an open source.
       table: the rules of the file's layout.
-      abstract: tree of arrays or ``jax.ShapeDtypeStruct``; a leaf's sharding is honoured.
+      abstract: tree of arrays or ``jax.ShapeDtypeStruct``; a leaf's sharding is honoured. Weights
+        that are int8 here, with scales beside them, are rounded as they are read, if the layout
+        of `table` has them in floating point.
       dtype: of the floating parameters in memory; None takes the leaves' own, ``"source"`` what
         the file holds.
 
@@ -134,17 +138,23 @@ def load_params(
     if isinstance(source, str | Path):
         source = open_safetensors(source)
     leaves, treedef = checkpoint.flatten_tree(abstract)
-    shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    wanted, scales = before_rounding(leaves, table)
+    shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
     specs = source.specs
     steps = table.plan_load(
         {name: spec.shape for name, spec in specs.items()}, shapes, source.where
     )
-    targets = _target_dtypes(steps, specs, leaves, dtype, source.where)
+    targets = _target_dtypes(steps, specs, wanted, dtype, source.where)
     loaded: dict[str, jax.Array] = {}
     for step in steps:
         arrays = step.transform.to_ours([source.read(name) for name in step.published])
         for path, array in zip(step.ours, arrays, strict=True):
-            loaded[path] = _own(array, targets[path], getattr(leaves[path], "sharding", None))
+            sharding = getattr(leaves[path], "sharding", None)
+            if path in scales:
+                rounded = zip((path, scales[path]), quantize(array), strict=True)
+                loaded.update({name: _own(part, part.dtype, sharding) for name, part in rounded})
+            else:
+                loaded[path] = _own(array, targets[path], sharding)
         del arrays
     info = SourceInfo(
         table.layout,
@@ -250,8 +260,15 @@ def load_orbax(
     info = SourceInfo.from_json(document["source"])
     leaves, treedef = checkpoint.flatten_tree(abstract)
     stored = checkpoint.stored_leaves(path)
-    wanted = {}
+    scales = {
+        name: name + SCALE_SUFFIX
+        for name, leaf in leaves.items()
+        if leaf.dtype == np.int8 and name in stored and stored[name].dtype != np.int8
+    }
+    given, wanted = set(scales.values()), {}
     for name, leaf in leaves.items():
+        if name in given or name in scales:
+            continue
         target = leaf.dtype
         if jnp.issubdtype(target, jnp.floating) and dtype is not None:
             # A leaf the checkpoint lacks is reported by the restore, with all others.
@@ -260,8 +277,11 @@ def load_orbax(
         wanted[name] = jax.ShapeDtypeStruct(
             leaf.shape, target, sharding=getattr(leaf, "sharding", None)
         )
-    params, _ = checkpoint.restore(path, checkpoint.unflatten_tree(treedef, wanted))
-    return params, info
+    if not scales:
+        params, _ = checkpoint.restore(path, checkpoint.unflatten_tree(treedef, wanted))
+        return params, info
+    loaded = restore_rounded(path, wanted, scales, stored)
+    return checkpoint.unflatten_tree(treedef, loaded), info
 
 
 def load_weights(

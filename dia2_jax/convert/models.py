@@ -23,6 +23,7 @@ from dia2_jax.errors import CheckpointError, ConfigError
 from dia2_jax.hub import MimiFiles
 from dia2_jax.mimi.codec import Mimi
 from dia2_jax.model.dia2 import Dia2Model
+from dia2_jax.nn.quantized import SCALE_SUFFIX
 
 
 def load_dia2(
@@ -31,6 +32,7 @@ def load_dia2(
     *,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike | None = None,
+    int8: bool = False,
 ) -> tuple[Dia2Model, SourceInfo]:
     """The Dia2 network of `config` with the weights of a published file or Orbax folder.
 
@@ -39,14 +41,46 @@ def load_dia2(
       weights: a safetensors file, an index of shards, a folder with one, or an Orbax folder.
       dtype: compute dtype.
       param_dtype: dtype of the weights in memory; `dtype` by default.
+      int8: hold linear maps as int8, rounded tensor by tensor while they are read unless they
+        are stored so.
 
     Raises:
-      CheckpointError: unreadable weights, or weights that are not of this config.
+      CheckpointError: unreadable weights, or weights that are not of this config; int8 weights
+        without `int8`.
     """
     held = dtype if param_dtype is None else param_dtype
-    graphdef, abstract = abstract_dia2(config, dtype=dtype, param_dtype=held)
-    params, source = load_weights(weights, dia2.TABLE, abstract)
+    graphdef, abstract = abstract_dia2(config, dtype=dtype, param_dtype=held, int8=int8)
+    params, source = load_weights(weights, dia2_table(weights, int8=int8), abstract)
     return nnx.merge(graphdef, params), source
+
+
+def holds_int8(weights: str | Path) -> bool:
+    """Whether Dia2 weights are stored as int8 (``dia2-jax convert --dtype int8``).
+
+    Raises:
+      CheckpointError: unreadable.
+    """
+    if checkpoint.is_orbax(weights):
+        names: Collection[str] = checkpoint.stored_leaves(weights)
+    else:
+        names = open_safetensors(weights).specs
+    return layout_of(names) == dia2.INT8_LAYOUT
+
+
+def dia2_table(weights: str | Path, *, int8: bool) -> Table:
+    """The table that Dia2 weights are to be read through.
+
+    Raises:
+      CheckpointError: unreadable; or they are int8 and wanted in floating point.
+    """
+    if not holds_int8(weights):
+        return dia2.TABLE
+    if not int8:
+        raise CheckpointError(
+            f"{weights}: holds int8 weights, and what rounding took of them is gone; load them "
+            'with dtype="int8", or take the checkpoint that they were made from'
+        )
+    return dia2.INT8_TABLE
 
 
 def load_mimi(
@@ -70,11 +104,14 @@ def abstract_dia2(
     *,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
+    int8: bool = False,
     remat: str = "none",
 ) -> tuple[nnx.GraphDef[Any], Any]:
     """Structure and abstract parameters of the Dia2 network."""
     return abstract_params(
-        lambda rngs: Dia2Model(config, dtype=dtype, param_dtype=param_dtype, remat=remat, rngs=rngs)
+        lambda rngs: Dia2Model(
+            config, dtype=dtype, param_dtype=param_dtype, int8=int8, remat=remat, rngs=rngs
+        )
     )
 
 
@@ -103,7 +140,11 @@ def mimi_layout(weights: str | Path) -> str:
     else:
         layout = layout_of(open_safetensors(weights).specs)
     if layout not in (mimi_hf.LAYOUT, mimi_kyutai.LAYOUT):
-        what = "a Dia2 model" if layout == dia2.LAYOUT else "neither layout of Mimi"
+        what = (
+            "a Dia2 model"
+            if layout in (dia2.LAYOUT, dia2.INT8_LAYOUT)
+            else "neither layout of Mimi"
+        )
         raise CheckpointError(
             f"{weights}: holds {what}; name the weights of kyutai/mimi, or a file in Kyutai's own "
             "layout"
@@ -114,7 +155,8 @@ def mimi_layout(weights: str | Path) -> str:
 def layout_of(names: Collection[str]) -> str | None:
     """The layout that tensor names belong to, by what only one of them uses."""
     if any(name.startswith(("transformer.", "depformer.")) for name in names):
-        return dia2.LAYOUT
+        scaled = any(name.endswith("weight" + SCALE_SUFFIX) for name in names)
+        return dia2.INT8_LAYOUT if scaled else dia2.LAYOUT
     if any(name.startswith(("encoder.model.", "quantizer.rvq_first.")) for name in names):
         return mimi_kyutai.LAYOUT
     if any(name.startswith(("encoder.layers.", "quantizer.semantic_")) for name in names):

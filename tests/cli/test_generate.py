@@ -189,7 +189,7 @@ def test_scripts_that_cannot_be_spoken(generate: Any) -> None:
 def test_defaults_are_the_library_s(generate: Any, asked: list[Any]) -> None:
     assert generate(SCRIPT).exit_code == 0
     assert asked == [{"script": SCRIPT, "config": GenerationConfig(), "voices": None, "seed": 0}]
-    assert generate.loaded == [{"dtype": "float32", "mimi": None, "revision": None}]
+    assert generate.loaded == [{"dtype": None, "mimi": None, "revision": None}]
 
 
 def test_the_model_s_own_defaults_hold_where_an_option_is_not_given(
@@ -253,7 +253,7 @@ def test_every_setting_reaches_the_model(generate: Any, asked: list[Any]) -> Non
         ("--audio-top-k", "1.5", "'1.5' is not a valid integer"),
         ("--max-padding", "0", "0 is not in the range x>=1"),
         ("--seed", "-1", "-1 is not in the range 0<=x<=4294967295"),
-        ("--dtype", "float16", "'float16' is not one of 'float32', 'bfloat16'"),
+        ("--dtype", "float16", "'float16' is not one of 'float32', 'bfloat16', 'int8'"),
         ("--voice-1", "none.wav", "File 'none.wav' does not exist"),
     ],
 )
