@@ -110,17 +110,20 @@ def random_params(abstract: Any, seed: int = 0) -> Any:
     """Weights for every leaf of an abstract parameter tree.
 
     Matrices ``[out, ...]``, and transposed convolutions ``[stride, out, ...]``, are uniform with
-    variance 1 / fan-in, scales and counts are 1, biases 0.
+    variance 1 / fan-in, scales and counts are 1, biases 0. int8 weights are such matrices, rounded.
     """
     import jax.numpy as jnp
     import numpy as np
 
     from dia2_jax import checkpoint
+    from dia2_jax.nn.quantized import SCALE_SUFFIX, quantize
 
     leaves, structure = checkpoint.flatten_tree(abstract)
     generator = np.random.default_rng(seed)
-    made = {}
+    made: dict[str, Any] = {}
     for name, leaf in leaves.items():
+        if name in made:  # the scale of an int8 weight
+            continue
         if len(leaf.shape) <= 1:
             value = np.full(leaf.shape, 0.0 if name.endswith("bias") else 1.0, np.float32)
         else:
@@ -128,6 +131,9 @@ def random_params(abstract: Any, seed: int = 0) -> Any:
             value = generator.random(leaf.shape, np.float32)
             value -= 0.5
             value *= (12.0 / float(fan_in)) ** 0.5
+        if leaf.dtype == jnp.int8:
+            value, scale = quantize(value)
+            made[name + SCALE_SUFFIX] = jnp.asarray(scale)
         made[name] = jnp.asarray(value, leaf.dtype)
     return checkpoint.unflatten_tree(structure, made)
 
@@ -177,14 +183,21 @@ def frame_weight_bytes(config: Dia2Config, params: Any) -> int:
     return total
 
 
-def frame_cache_bytes(config: Dia2Config, position: int, itemsize: int = 4) -> int:
+def frame_cache_bytes(
+    config: Dia2Config, position: int, itemsize: int = 4, *, int8: bool = False
+) -> int:
     """Bytes of decoder cache that the frame at ``position`` reads, for both guidance rows.
 
-    Whole blocks are read, up to the one that holds the position.
+    Whole blocks are read, up to the one that holds the position; of an int8 cache a whole piece
+    with its scales.
     """
     from dia2_jax.nn.attention import BLOCK
+    from dia2_jax.nn.int8_cache import pieces
 
     shape = config.model.decoder
     slots = -(-(position + 1) // BLOCK) * BLOCK
-    values = slots * shape.kv_heads * shape.gqa_head_dim
-    return 2 * 2 * shape.n_layer * values * itemsize
+    if int8:
+        allocated = -(-(config.runtime.max_context_steps + 1) // BLOCK) * BLOCK
+        slots = next(end for end in pieces(allocated) if end > position)
+    a_slot = shape.gqa_head_dim + 4 if int8 else shape.gqa_head_dim * itemsize
+    return 2 * 2 * shape.n_layer * slots * shape.kv_heads * a_slot

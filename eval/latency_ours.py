@@ -53,7 +53,7 @@ class Ours:
 
     Args:
       source: name in configs/, or checkpoint folder.
-      dtype: of weights and activations.
+      dtype: of weights and activations; int8 is of weights, with float32 activations.
       chunk_frames: frames in a chunk of streamed audio.
       cache: keep compiled programs on disk, as a user's process does.
     """
@@ -65,7 +65,8 @@ class Ours:
             enable_compilation_cache()
         jax.devices()  # starts the backend, so that its memory is not taken for the model's
         self._import_s = time.time() - psutil.Process().create_time()
-        self._source, self._dtype = Source.of(source), jnp.dtype(dtype)
+        self._source, self._int8 = Source.of(source), dtype == "int8"
+        self._dtype = jnp.dtype(jnp.float32 if self._int8 else dtype)
         self._chunk_frames = chunk_frames
         self._settings = GenerationConfig()
         self._state: GenerationState | None = None
@@ -107,13 +108,15 @@ class Ours:
         config = load_dia2_config(files.config)
         self._settings = read_defaults(files.generation)
         self._tokenizer = Tokenizer.from_file(files.tokenizer, config.data)
-        self._programs = Programs(load_dia2(config, files.weights, dtype=self._dtype)[0])
+        model, _ = load_dia2(config, files.weights, dtype=self._dtype, int8=self._int8)
+        self._programs = Programs(model)
         self._set_codec(load_mimi(files.mimi)[0])
 
     def _make(self) -> None:
         config = self._source.dia2_config()
         self._tokenizer = synthetic_tokenizer(config)
-        graph, abstract = abstract_dia2(config, dtype=self._dtype, param_dtype=self._dtype)
+        kind = self._dtype
+        graph, abstract = abstract_dia2(config, dtype=kind, param_dtype=kind, int8=self._int8)
         self._programs = Programs(nnx.merge(graph, random_params(abstract)))
         graph, abstract = abstract_mimi(self._source.mimi_config())
         self._set_codec(nnx.merge(graph, random_params(abstract)))
@@ -350,7 +353,7 @@ class Ours:
         return {
             "frame_ms_of_audio": self._frame_s * 1e3,
             "weights_gb": frame_weight_bytes(self._config, self._programs.params) / _GB,
-            "cache_gb": frame_cache_bytes(self._config, position, itemsize) / _GB,
+            "cache_gb": frame_cache_bytes(self._config, position, itemsize, int8=self._int8) / _GB,
         }
 
     def memory(self) -> dict[str, Any]:

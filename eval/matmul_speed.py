@@ -1,0 +1,156 @@
+"""How fast XLA's CPU backend multiplies a few rows by a weight, by how the product is written.
+
+    python -m eval.matmul_speed
+    python -m eval.matmul_speed --rows 2,8 --shapes 12288x1024,1024x6144 --json matmul.json
+
+Weights are ``OUTxIN`` matrices of the 1B shape; as many different ones are read in turn as fill
+``--megabytes`` of int8, each product waits for the one before, and the time of all is divided by
+their number. It includes what each way does to the activations. GB/s are of weights as stored.
+Measure on an otherwise idle machine; [SPEED.md](SPEED.md) says what was found.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dia2_jax.nn.quantized import project_int8, quantize
+from dia2_jax.typing import Array
+from eval.latency_machine import describe, read_bandwidth, versions
+from eval.latency_statistics import summary
+
+SHAPES = "2048x1024,1024x2048,12288x1024,1024x6144,3072x1024,1024x1024,6144x1024,1024x3072"
+
+#: Makes what is held of a float32 weight, and ``[rows, out]`` float32 of it and the activations.
+Way = tuple[Callable[[np.ndarray], Any], Callable[[Any, Array], Array]]
+
+_LAST = (((1,), (1,)), ((), ()))
+
+
+def _narrow(held: tuple[Array, Array], x: Array, *, weights_left: bool) -> Array:
+    """int8 products without what makes them float32 again, by the order of the operands."""
+    weight, _ = held
+    peak = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    rounded = jnp.round(x * (127 / peak)).astype(jnp.int8)
+    if weights_left:
+        return lax.dot_general(weight, rounded, _LAST, preferred_element_type=jnp.int32)
+    return lax.dot_general(rounded, weight, _LAST, preferred_element_type=jnp.int32)
+
+
+def _int8(weight: np.ndarray) -> tuple[Array, Array]:
+    return jax.tree.map(jnp.asarray, quantize(weight))
+
+
+def _unsigned(weight: np.ndarray) -> tuple[Array, Array]:
+    rounded, scale = quantize(weight)
+    return jnp.asarray((rounded.astype(np.int16) + 128).astype(np.uint8)), jnp.asarray(scale)
+
+
+def _float(weight: Array, x: Array, *, weights_left: bool = True) -> Array:
+    exact = lax.Precision.HIGHEST
+    if weights_left:
+        return lax.dot_general(weight, x, _LAST, precision=exact)
+    return lax.dot_general(x, weight, _LAST, precision=exact)
+
+
+def _halves(weight: Array, x: Array) -> Array:
+    halves = weight.reshape(2, -1, weight.shape[1])
+    both = jnp.broadcast_to(x, (2, *x.shape))
+    return jnp.einsum("nFD,nBD->nFB", halves, both, precision=lax.Precision.HIGHEST)
+
+
+def _bfloat16(weight: Array, x: Array) -> Array:
+    narrow = x.astype(jnp.bfloat16)
+    return lax.dot_general(weight, narrow, _LAST, preferred_element_type=jnp.float32)
+
+
+def _reduced(held: tuple[Array, Array], x: Array) -> Array:
+    return jnp.sum(held[0][None].astype(jnp.int32) * jnp.round(x)[:, None].astype(jnp.int32), -1)
+
+
+WAYS: dict[str, Way] = {
+    "float32, weights right": (jnp.asarray, lambda w, x: _float(w, x, weights_left=False)),
+    "float32, weights left": (jnp.asarray, _float),
+    "float32, weights left in halves": (jnp.asarray, _halves),
+    "bfloat16, weights left": (lambda w: jnp.asarray(w, jnp.bfloat16), _bfloat16),
+    "int8, project_int8": (_int8, lambda held, x: project_int8(x, *held)),
+    "int8, weights left": (_int8, lambda w, x: _narrow(w, x, weights_left=True)),
+    "int8, weights right": (_int8, lambda w, x: _narrow(w, x, weights_left=False)),
+    "uint8, weights left": (_unsigned, lambda w, x: _narrow(w, x, weights_left=True)),
+    "int8, widened to float32": (_int8, lambda w, x: _float(w[0].astype(jnp.float32), x)),
+    "int8, multiplied and summed": (_int8, _reduced),
+}
+
+
+def measure(way: Way, shape: tuple[int, int], rows: int, count: int, repeats: int) -> Any:
+    """Times of one product, and GB/s of weights as they are held."""
+    make, product = way
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal(shape, np.float32)
+    # Rolled, so that every one is memory of its own.
+    held = [make(np.roll(weight, index, axis=0)) for index in range(count)]
+    x = jnp.asarray(rng.standard_normal((rows, shape[1]), np.float32))
+
+    @jax.jit
+    def run(held: list[Any], x: Array) -> Array:
+        for one in held:
+            # Each needs the one before, in a way that no compiler can see through.
+            total = jnp.sum(product(one, x)).astype(jnp.float32)
+            x = x + jnp.where(total == 12345.5, total, 0)
+        return x
+
+    run(held, x).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run(held, x).block_until_ready()
+        times.append((time.perf_counter() - start) * 1e3 / count)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(held)) / count
+    spread = summary(times)
+    return {**spread, "weights_gb_per_s": size / spread["p50_ms"] / 1e6}
+
+
+@click.command(help="Time products of few rows; see the module's docstring.")
+@click.option("--rows", default="2,8", show_default=True, help="Rows of activations.")
+@click.option("--shapes", default=SHAPES, show_default=True, help="Weights, OUTxIN.")
+@click.option("--ways", help="Only the ways whose names begin so, separated by semicolons.")
+@click.option("--megabytes", default=100, show_default=True, help="int8 weights read in turn.")
+@click.option("--repeats", default=9, show_default=True, help="Times all of them are read.")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything there.")
+def main(
+    rows: str, shapes: str, ways: str | None, megabytes: int, repeats: int, target: Path | None
+) -> None:
+    """Command line."""
+    wanted = None if ways is None else tuple(ways.split(";"))
+    found: list[dict[str, Any]] = []
+    for text in shapes.split(","):
+        outputs, inputs = (int(part) for part in text.split("x"))
+        count = max(megabytes * 1_000_000 // (outputs * inputs), 1)
+        for size in (int(part) for part in rows.split(",")):
+            for name, way in WAYS.items():
+                if wanted is not None and not name.startswith(wanted):
+                    continue
+                one = measure(way, (outputs, inputs), size, count, repeats)
+                found.append({"way": name, "shape": [outputs, inputs], "rows": size, **one})
+                click.echo(
+                    f"{text:>11} {size} rows  {name:32} {one['p50_ms']:8.3f} ms "
+                    f"({one['p25_ms']:.3f} to {one['p75_ms']:.3f})  "
+                    f"{one['weights_gb_per_s']:6.2f} GB/s"
+                )
+    machine = {**describe(), **read_bandwidth(0.5), **versions("jax", "jaxlib")}
+    click.echo(f"this machine reads {machine['best_gb_per_s']:.1f} GB/s")
+    if target is not None:
+        target.write_text(json.dumps({"machine": machine, "products": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m eval.matmul_speed")
