@@ -70,7 +70,7 @@ class Int8Cache:
         held = [self.keys, self.key_scale, self.values, self.value_scale]
         for row in range(keys.shape[0]):
             for part, piece in enumerate(pieces):
-                start = (row, 0, index[row], *[0] * (piece.ndim - 2))
+                start = (row, 0, index[row], 0)[: piece.ndim + 1]
                 held[part] = lax.dynamic_update_slice(held[part], piece[row][None, :, None], start)
         return Int8Cache(keys=held[0], key_scale=held[1], values=held[2], value_scale=held[3])
 
