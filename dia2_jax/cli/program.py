@@ -14,7 +14,7 @@ from typing import IO, Any, NoReturn
 import click
 
 from dia2_jax import __version__
-from dia2_jax.cli import codec, convert, generate, stream, voice
+from dia2_jax.cli import codec, convert, generate, stream, voice, warmup
 from dia2_jax.cli.terminal import DEBUG, PROGRAM
 from dia2_jax.errors import Dia2Error, describe
 
@@ -101,5 +101,6 @@ for _command in (
     codec.encode,
     codec.decode,
     convert.convert,
+    warmup.warmup,
 ):
     main.add_command(_command)

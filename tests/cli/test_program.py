@@ -18,7 +18,7 @@ from dia2_jax.cli.program import EPILOG, Program
 from dia2_jax.cli.terminal import Meter, talk_options
 from dia2_jax.errors import ScriptError
 
-COMMANDS = ["convert", "decode", "encode", "generate", "stream", "voice"]
+COMMANDS = ["convert", "decode", "encode", "generate", "stream", "voice", "warmup"]
 
 
 def program_that(action: Any) -> click.Group:
