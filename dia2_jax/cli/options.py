@@ -81,8 +81,8 @@ model_options = apply(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "int8"]),
             show_default="float32, or int8 where the checkpoint holds that",
-            help="Of weights and activations; bfloat16 is for accelerators, int8 for CPUs: three "
-            "times as fast, not quite the same speech.",
+            help="Of weights and activations; bfloat16 is for accelerators, int8 for CPUs: "
+            "faster, and not the same speech.",
         ),
     ]
 )
