@@ -3,9 +3,9 @@
     python -m eval.int8_fidelity --config dia2_1b
     python -m eval.int8_fidelity --config dia2_1b --norm 0.2973
 
-Both read the same random tokens. Queries and keys are normalised and not divided by sqrt(H), so with
-norms of 1, as random weights have them, scores deviate by sqrt(H) = 11 and softmax is close to a
-choice of one slot, which a small difference may turn; ``--norm`` sets the weights of these norms
+Both read the same random tokens. Queries and keys are normalised and not divided by sqrt(H), so
+with norms of 1, as random weights have them, scores deviate by sqrt(H) = 11 and softmax is close to
+a choice of one slot, which a small difference may turn; ``--norm`` sets the weights of these norms
 (H ** -0.25, 0.2973 for 128, makes scores deviate by 1).
 """
 
