@@ -11,7 +11,6 @@ for chunk in model.stream(words_of_an_llm()):
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from dia2_jax import hub
+from dia2_jax.compilation_cache import enable_compilation_cache
 from dia2_jax.config import Dia2Config, MimiConfig, load_dia2_config
 from dia2_jax.convert.models import holds_int8, load_dia2, load_mimi
 from dia2_jax.errors import CheckpointError, ConfigError, ScriptError
@@ -42,9 +42,6 @@ from dia2_jax.typing import Float, Int
 from dia2_jax.voice import Voice, Voices, codec_fingerprint, prefix_turns, prepare_voice
 
 __all__ = ["ActionStream", "Chunk", "Dia2", "Result", "Session"]
-
-#: Set to a folder to keep compiled programs there, or to "off".
-CACHE_VARIABLE = "DIA2_JAX_CACHE"
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
 
@@ -66,21 +63,6 @@ class Result:
     sample_rate: int
     words: list[tuple[str, float]]
     truncated: bool
-
-
-def enable_compilation_cache() -> None:
-    """Keep compiled programs on disk, so that a second process need not compile again.
-
-    In ``~/.cache/dia2-jax/xla`` unless ``DIA2_JAX_CACHE`` names another folder or is ``off``. A
-    cache that the caller configured in JAX is left alone.
-    """
-    choice = os.environ.get(CACHE_VARIABLE, "")
-    if choice.lower() == "off" or jax.config.values["jax_compilation_cache_dir"] is not None:
-        return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(choice) if choice else home / "dia2-jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 class Dia2:

@@ -34,8 +34,8 @@ class OurCodec:
     def __init__(self, source: str, cache: bool = False) -> None:
         from flax import nnx
 
+        from dia2_jax.compilation_cache import enable_compilation_cache
         from dia2_jax.convert.models import abstract_mimi, load_mimi
-        from dia2_jax.engine import enable_compilation_cache
         from dia2_jax.mimi.runtime import Codec
 
         if cache:

@@ -14,9 +14,9 @@ import psutil
 from flax import nnx
 
 from dia2_jax import hub
+from dia2_jax.compilation_cache import enable_compilation_cache
 from dia2_jax.config import load_dia2_config
 from dia2_jax.convert.models import abstract_dia2, abstract_mimi, load_dia2, load_mimi
-from dia2_jax.engine import enable_compilation_cache
 from dia2_jax.generation.defaults import read_defaults
 from dia2_jax.generation.machine import QueueBuilder
 from dia2_jax.generation.rows import Rows

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from dia2_jax import Dia2, GenerationConfig, SamplingConfig, Turn, Voice
+from dia2_jax.compilation_cache import enable_compilation_cache
 from dia2_jax.convert.api import convert
-from dia2_jax.engine import Result, enable_compilation_cache
+from dia2_jax.engine import Result
 from dia2_jax.errors import CheckpointError, ConfigError, HubError, PrefixError, ScriptError
 from dia2_jax.text.timing import WordTime
 

@@ -36,7 +36,7 @@ def main(
     config = read_config(CodecConfig, config_path, overrides)
     join(distributed)
     # JAX and everything on it is imported once the processes know each other.
-    from dia2_jax.engine import enable_compilation_cache
+    from dia2_jax.compilation_cache import enable_compilation_cache
     from train.codec_training.task import CodecTask
     from train.loop import train
     from train.processes import is_leader

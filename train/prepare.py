@@ -271,7 +271,7 @@ def _run(
     overwrite: bool,
     quiet: bool,
 ) -> Outcome:
-    from dia2_jax.engine import enable_compilation_cache
+    from dia2_jax.compilation_cache import enable_compilation_cache
     from train.preparation.model_files import load_speech_model
     from train.preparation.program import Plan, prepare
     from train.preparation.shards import finished_with

@@ -37,7 +37,7 @@ def run(
     """What `train.pretrain` and `train.finetune` do once their configuration is read."""
     join(distributed)
     # JAX and everything on it is imported once the processes know each other.
-    from dia2_jax.engine import enable_compilation_cache
+    from dia2_jax.compilation_cache import enable_compilation_cache
     from train.dia2_task import Dia2Task
     from train.loop import train
     from train.plan import print_plan

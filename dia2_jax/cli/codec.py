@@ -42,9 +42,9 @@ def load_codec(mimi: str | None, model: str | None) -> tuple[Codec, int]:
         raise click.UsageError("--mimi and --model both name a codec: give one of them")
     note(f"loading {mimi or model or 'kyutai/mimi'}")
     from dia2_jax import hub
+    from dia2_jax.compilation_cache import enable_compilation_cache
     from dia2_jax.config import load_dia2_config
     from dia2_jax.convert.models import load_mimi
-    from dia2_jax.engine import enable_compilation_cache
     from dia2_jax.mimi.runtime import Codec
 
     enable_compilation_cache()

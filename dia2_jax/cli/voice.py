@@ -43,9 +43,9 @@ def voice(
         transcript = text_or_file(transcript)
     note(f"loading the codec of {model or NANO}")
     from dia2_jax import hub
+    from dia2_jax.compilation_cache import enable_compilation_cache
     from dia2_jax.config import load_dia2_config
     from dia2_jax.convert.models import load_mimi
-    from dia2_jax.engine import enable_compilation_cache
     from dia2_jax.mimi.runtime import Codec
     from dia2_jax.text.timing import load_word_times
     from dia2_jax.text.tokenizer import Tokenizer

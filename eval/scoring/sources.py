@@ -231,9 +231,9 @@ def open_codec(checkpoint: str, mimi: str | None = None) -> tuple[Codec, int, di
     Raises:
       HubError, ConfigError, CheckpointError: it cannot be found or loaded.
     """
+    from dia2_jax.compilation_cache import enable_compilation_cache
     from dia2_jax.config import load_dia2_config
     from dia2_jax.convert.models import load_mimi
-    from dia2_jax.engine import enable_compilation_cache
     from dia2_jax.mimi.runtime import Codec
 
     enable_compilation_cache()
