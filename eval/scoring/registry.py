@@ -16,6 +16,7 @@ from eval.scoring.speakers import Speakers
 from eval.scoring.speed import Speed
 from eval.scoring.stopping import Stopping
 from eval.scoring.voice_activity import VoiceActivity
+from eval.scoring.word_times import WordTimes
 
 #: In the order of reports.
 METRICS: tuple[type[Metric], ...] = (
@@ -26,6 +27,7 @@ METRICS: tuple[type[Metric], ...] = (
     Signal,
     Stopping,
     VoiceActivity,
+    WordTimes,
     Speakers,
     Dialogue,
     Prosody,

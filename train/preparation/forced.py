@@ -72,6 +72,10 @@ class PocketsphinxAligner:
 
         return {"name": self.name, "pocketsphinx": version("pocketsphinx")}
 
+    def is_silent(self, word: str) -> bool:
+        """Whether a word has no sound to look for ("-", "(laughs)")."""
+        return self._key(word) is None
+
     def place(
         self, wave: Float[np.ndarray, " W"], sample_rate: int, words: Sequence[str], where: str
     ) -> list[tuple[float, float]]:

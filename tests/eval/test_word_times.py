@@ -1,0 +1,130 @@
+"""Reported word times against forced alignment, on speech whose word times are known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dia2_jax.audio import SAMPLE_RATE as RATE
+from dia2_jax.audio import read_audio
+from eval.scoring.metric import Options, Unavailable
+from eval.scoring.prompts import Prompt
+from eval.scoring.registry import open_metrics
+from eval.scoring.scripts import SpokenWord
+from eval.scoring.summary import summarise
+from eval.scoring.takes import Take
+from eval.scoring.word_times import FAR, WordTimes
+
+SPEECH = Path(__file__).parent.parent / "golden" / "speech"
+
+
+@pytest.fixture(scope="module")
+def metric() -> WordTimes:
+    return WordTimes.open(Options())
+
+
+def spoken(name: str, moved: Callable[[int, float], float] = lambda index, time: time) -> Take:
+    """A recording of the tests with its word times, as they are or moved."""
+    times = json.loads((SPEECH / f"{name}.json").read_text())
+    words = tuple(
+        SpokenWord(word["text"], "[S1]", moved(i, word["start"])) for i, word in enumerate(times)
+    )
+    prompt = Prompt("set", name, "line", "[S1] …")
+    return Take("generated", prompt, read_audio(SPEECH / f"{name}.mp3"), RATE, words)
+
+
+def with_wave(take: Take, wave: np.ndarray, words: Sequence[SpokenWord] | None = None) -> Take:
+    words = take.words if words is None else tuple(words)
+    return Take(take.source, take.prompt, wave.astype(np.float32), RATE, words)
+
+
+@pytest.mark.parametrize("name", ["river", "pause", "tickets"])
+def test_true_times_are_near_and_moved_ones_as_far_as_they_were_moved(
+    metric: WordTimes, name: str
+) -> None:
+    true = metric.score(spoken(name))
+    assert true is not None
+    assert true["difference"] < 20 and abs(true["offset"]) < 20
+    assert true["aligned"] == true["within_80"] == true["words"] == len(spoken(name).words)
+    assert metric.failures(true) == []
+    for shift in (0.12, -0.12, 0.4):
+        moved = metric.score(spoken(name, lambda _, time, by=shift: time + by))  # type: ignore[misc]
+        assert moved is not None
+        assert moved["offset"] - true["offset"] == pytest.approx(1000 * shift, abs=1)
+        assert moved["difference"] == pytest.approx(1000 * abs(shift), abs=20)
+        assert moved["within_80"] <= 2  # the few that the aligner places 40 ms and more apart
+        far = 1000 * abs(shift) > FAR
+        assert (moved["within_160"] == 0) == far
+        assert len(metric.failures(moved)) == far
+    # Every second word 120 ms late: as many within 80 ms, and the median in between.
+    half = metric.score(spoken(name, lambda i, time: time + 0.12 * (i % 2)))
+    assert half is not None
+    assert half["within_80"] == pytest.approx(half["words"] / 2, abs=2)
+    assert half["within_160"] == half["words"]
+
+
+def test_aligned_words_move_with_the_audio(metric: WordTimes) -> None:
+    take = spoken("pause")
+    before = metric.score(take)
+    # Two seconds more at 1.6 s, in the pause after the fifth word.
+    place = round(1.6 * RATE)
+    longer = np.concatenate([take.wave[:place], np.zeros(2 * RATE), take.wave[place:]])
+    after = metric.score(with_wave(take, longer))
+    assert before is not None and after is not None
+    moved = np.array(after["starts"]) - np.array(before["starts"])
+    assert moved[:5] == pytest.approx(np.zeros(5), abs=0.05)
+    assert moved[5:] == pytest.approx(np.full(len(moved) - 5, 2.0), abs=0.05)
+    assert after["within_160"] == 5 and after["difference"] == pytest.approx(2000, abs=50)
+
+
+def test_words_that_are_not_there_are_not_aligned(metric: WordTimes) -> None:
+    take = spoken("river")
+    cut = metric.score(with_wave(take, take.wave[: round(0.8 * RATE)]))
+    silent = metric.score(with_wave(take, np.zeros(len(take.wave))))
+    for scores in (cut, silent):
+        assert scores is not None
+        assert (scores["words"], scores["aligned"], scores["within_160"]) == (16, 0, 0)
+        assert scores["difference"] is None
+        assert metric.failures(scores) == ["its words do not fit what is heard"]
+    rows = [
+        {"set": "s", "id": str(i), "kind": "line", "source": "generated", "seed": 0,
+         "scores": {"word_times": scores}}
+        for i, scores in enumerate([cut, metric.score(take)])
+    ]  # fmt: skip
+    found = summarise(rows, [metric])["figures"]["generated"]["all"]["word_times"]
+    assert found["aligned"]["value"] == found["within_80"]["value"] == 50
+    assert found["difference"]["takes"] == 1
+
+
+def test_other_words_than_those_spoken_are_far_or_do_not_fit(metric: WordTimes) -> None:
+    river, tickets = spoken("river"), spoken("tickets")
+    scores = metric.score(with_wave(river, river.wave, tickets.words))
+    assert scores is not None
+    assert scores["within_80"] < scores["words"] / 2 and metric.failures(scores)
+
+
+def test_words_without_a_sound_are_left_out(metric: WordTimes) -> None:
+    take = spoken("river")
+    laugh = SpokenWord("(laughs)", "[S1]", 1.0)
+    with_one = metric.score(with_wave(take, take.wave, [*take.words[:4], laugh, *take.words[4:]]))
+    assert with_one == metric.score(take)
+    assert metric.score(with_wave(take, take.wave, [laugh])) is None
+    assert metric.score(with_wave(take, take.wave, [])) is None
+
+
+def test_without_pocketsphinx_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    lines: list[str] = []
+    found: list[Any] = open_metrics(Options(), lines.append, ["stopping", "word_times"])
+    assert [each.name for each in found] == ["stopping"]
+    (line,) = lines
+    assert line.startswith("word_times is left out: needs pocketsphinx (") and "\n" not in line
+    assert 'pip install "dia2-jax[align]"' in line
+    with pytest.raises(Unavailable):
+        WordTimes.open(Options())
