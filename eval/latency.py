@@ -119,7 +119,7 @@ from eval.latency_cadences import CADENCES
 from eval.latency_machine import OtherWork, describe
 from eval.latency_measure import Sweeps, measure_codec, measure_model, say
 from eval.latency_models import Source
-from eval.latency_process import MeasurementError
+from eval.latency_process import MeasurementError, ending_what_was_started
 from eval.latency_report import table, write_folder
 from eval.latency_upstream import check_checkout, require
 
@@ -214,6 +214,7 @@ _POSITIONS = _listed("steps separated by commas, for example 100,1400", int)
     type=click.Path(file_okay=False, path_type=Path),
     help="Write report.json, report.txt and, of listening, latency.png there.",
 )
+@ending_what_was_started()
 def main(
     name: str | None,
     against: str | None,

@@ -12,18 +12,40 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, Protocol
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Protocol
 
 from dia2_jax.errors import Dia2Error
 
 
 class MeasurementError(Exception):
     """Something cannot be measured; the message says what is missing and what to do."""
+
+
+#: Exit status of a program that SIGTERM ended.
+TERMINATED = 143
+
+
+@contextlib.contextmanager
+def ending_what_was_started() -> Iterator[None]:
+    """SIGTERM leaves by way of every ``finally``, as Ctrl-C does, so that no process stays behind.
+
+    By itself it ends a program on the spot, and what that started would speak on to nobody.
+    """
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(TERMINATED)
 
 
 class Side(Protocol):

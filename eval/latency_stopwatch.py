@@ -100,6 +100,7 @@ def time_command(
         )
         # Notes go to a terminal only, and "ready" is one: its standard error is one.
         terminal, theirs = os.openpty()
+        notes = _Notes(terminal)
         began = time.perf_counter()
         process = subprocess.Popen(
             arguments,
@@ -108,9 +109,9 @@ def time_command(
             stderr=theirs,
             env=variables,
         )
-        os.close(theirs)
-        notes = _Notes(terminal)
+        # From here on it is not left behind, whatever happens, signals among it.
         try:
+            os.close(theirs)
             ready = notes.ready()
             if ready is None:
                 raise MeasurementError(f"dia2-jax stream ended at once: {notes.text()}")
@@ -154,8 +155,9 @@ def _talk(
         return time.perf_counter() - start
 
     def write() -> None:
-        # A command that failed reads no more; what it said is reported by the caller.
-        with contextlib.suppress(BrokenPipeError):
+        # A command that failed reads no more; what it said is reported by the caller. The caller
+        # closes the pipe itself when a signal ends the measurement.
+        with contextlib.suppress(BrokenPipeError, ValueError):
             for due, text in schedule.pieces:
                 fed.append(wait(due))
                 stdin.write(text.encode())
