@@ -16,7 +16,7 @@ import numpy as np
 from dia2_jax.audio import voiced_span
 from dia2_jax.errors import ConfigError
 from dia2_jax.typing import Float, Int
-from eval.command import integers, names, resumable
+from eval.command import integers, metric_options, names, resumable
 from eval.scoring import sources as making
 from eval.scoring.evaluation import conclude, evaluate, progress, start
 from eval.scoring.metric import Options, Row
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from dia2_jax.mimi.runtime import Codec
 
 #: What is measured of a codec: what a take says about the model's text or turns is left out.
-MEASURED = ("intelligibility", "quality", "fidelity", "perceived", "signal", "speakers", "prosody")
+MEASURED = (
+    "intelligibility", "quality", "utmos", "fidelity", "perceived", "signal", "speakers", "prosody",
+)  # fmt: skip
 
 EPILOG = """\b
 Prompts are JSON Lines files with recordings, such as the manifest of a corpus; their format is in
@@ -40,10 +42,11 @@ in --codebooks, and once more streamed: a frame at a time through both ends, wit
 Measured, if its packages are installed (else one line says what to install):
   intelligibility  WER and CER of resynthesis: faster-whisper
   quality          predicted opinion scores: DNSMOS, from speechmos
+  utmos            predicted opinion score of naturalness: utmos-pytorch
   fidelity         mel distance and SI-SDR to the recording
   perceived        PESQ and STOI: pesq, pystoi
   signal           clipping, level, floor, noise before the first word
-  speakers         similarity of voices: Resemblyzer
+  speakers         similarity of voices: Resemblyzer or WavLM
   prosody          pitch, rate, energy
 and of the codes how much of every codebook is used.
 
@@ -203,12 +206,7 @@ def usage_table(usage: Sequence[dict[str, float]], rows: Sequence[Row]) -> list[
     "--limit", type=click.IntRange(min=1), metavar="N",
     help="At most N recordings of each file, chosen by a hash of their ids.",
 )  # fmt: skip
-@click.option(
-    "--asr", default="base", show_default=True, metavar="NAME|FOLDER", help="Whisper model."
-)
-@click.option(
-    "--metrics", multiple=True, callback=names, metavar="NAME[,…]", help="Only these metrics."
-)
+@metric_options
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no report on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool, **options: Any) -> None:
@@ -231,6 +229,8 @@ def _run(
     codebooks: Sequence[int] | None,
     limit: int | None,
     asr: str,
+    speaker_model: str,
+    utmos: Path | None,
     metrics: Sequence[str],
     quiet: bool,
 ) -> None:
@@ -241,7 +241,8 @@ def _run(
             f"--prompts {','.join(prompts)}: has no recordings; give a set whose rows have a path"
         )
     wanted = metrics or MEASURED
-    opened = open_metrics(Options(asr=asr), lambda text: click.echo(text, err=True), wanted)
+    options = Options(asr, speaker_model, utmos)
+    opened = open_metrics(options, lambda text: click.echo(text, err=True), wanted)
     runtime, most, identity = making.open_codec(codec)
     counts = _counts(codebooks, most)
     maker = Resynthesis(runtime, counts)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import click
 
 from dia2_jax.errors import Dia2Error, describe
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 #: Exit status of a program that was interrupted.
 INTERRUPTED = 130
@@ -54,3 +57,41 @@ def integers(_: click.Context, __: click.Parameter, value: str | None) -> list[i
 def names(_: click.Context, __: click.Parameter, value: Sequence[str]) -> list[str]:
     """A click callback: names separated by commas, of an option that may be given several times."""
     return list(dict.fromkeys(name for part in value for name in part.split(",") if name))
+
+
+def metric_options(command: _Command) -> _Command:
+    """``--asr``, ``--speaker-model``, ``--utmos`` and ``--metrics``.
+
+    The command gets ``asr``, ``speaker_model`` and ``utmos`` as `eval.scoring.metric.Options` takes
+    them, and ``metrics``, a list of names.
+    """
+    options = [
+        click.option(
+            "--asr", default="base", show_default=True, metavar="NAME|FOLDER", help="Whisper model."
+        ),
+        click.option(
+            "--speaker-model",
+            default="resemblyzer",
+            show_default=True,
+            metavar="NAME|FOLDER",
+            help="What hears whose voice it is; else a WavLM for speaker verification, such as "
+            "microsoft/wavlm-base-plus-sv.",
+        ),
+        click.option(
+            "--utmos",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Weights of UTMOS (utmos_state_dict.pt of Blinorot/UTMOS-PyTorch); downloaded by "
+            "default.",
+        ),
+        click.option(
+            "--metrics",
+            multiple=True,
+            callback=names,
+            metavar="NAME[,…]",
+            help="Only these metrics.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

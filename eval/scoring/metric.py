@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from eval.scoring.takes import Take
@@ -51,9 +52,14 @@ class Options:
 
     Attributes:
       asr: Whisper model: a size, or a folder.
+      speaker_model: ``resemblyzer``, or a hub repository or folder of WavLM for speaker
+        verification.
+      utmos: file of UTMOS's weights; None to have its package download them.
     """
 
     asr: str = "base"
+    speaker_model: str = "resemblyzer"
+    utmos: Path | None = None
 
 
 class Metric(abc.ABC):

@@ -46,7 +46,7 @@ class Quality(Metric):
             from speechmos import dnsmos
         except ImportError as error:
             raise Unavailable(
-                f'needs speechmos ({error}): pip install "dia2-jax[naturalness]"'
+                f'needs speechmos ({error}): pip install "dia2-jax[dnsmos]"'
             ) from error
 
         def judge(wave: Float[np.ndarray, " W"]) -> Mapping[str, float]:

@@ -15,6 +15,7 @@ from eval.scoring.signal import Signal
 from eval.scoring.speakers import Speakers
 from eval.scoring.speed import Speed
 from eval.scoring.stopping import Stopping
+from eval.scoring.utmos import Utmos
 from eval.scoring.voice_activity import VoiceActivity
 from eval.scoring.word_times import WordTimes
 
@@ -22,6 +23,7 @@ from eval.scoring.word_times import WordTimes
 METRICS: tuple[type[Metric], ...] = (
     Intelligibility,
     Quality,
+    Utmos,
     Fidelity,
     Perceived,
     Signal,

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,9 @@ import numpy as np
 
 from dia2_jax.audio import SAMPLE_RATE, read_audio
 from dia2_jax.typing import Float
-from eval.latency_machine import package_versions
-from eval.scoring.metric import Figure, Metric, Options, Row, Scores, Unavailable, mean, ratio
+from eval.scoring.metric import Figure, Metric, Options, Row, Scores, mean, ratio
 from eval.scoring.takes import RECORDING, Take
-
-#: A voice as a vector of length 1, from a waveform at a rate.
-Embedder = Callable[[Float[np.ndarray, " W"], int], Float[np.ndarray, " D"]]
+from eval.scoring.voice_embeddings import Embedder, open_embedder
 
 #: Shorter turns say too little about their speaker, in seconds.
 SHORTEST_TURN = 1.5
@@ -56,25 +52,8 @@ class Speakers(Metric):
 
     @classmethod
     def open(cls, options: Options) -> Speakers:
-        """With Resemblyzer, on the CPU."""
-        try:
-            with warnings.catch_warnings():
-                # webrtcvad's, about how it finds its own version.
-                warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
-                from resemblyzer import VoiceEncoder, preprocess_wav
-        except ImportError as error:
-            raise Unavailable(
-                f'needs Resemblyzer ({error}): pip install "dia2-jax[naturalness]" after the CPU '
-                "build of PyTorch"
-            ) from error
-        encoder = VoiceEncoder("cpu", verbose=False)
-
-        def embed(wave: Float[np.ndarray, " W"], rate: int) -> Float[np.ndarray, " D"]:
-            cleaned = preprocess_wav(wave, source_sr=rate)
-            # Nothing is left of what its voice detector takes for noise.
-            return np.asarray(encoder.embed_utterance(cleaned if len(cleaned) else wave))
-
-        return cls(embed, package_versions("Resemblyzer", "torch"))
+        """With the embedder of `options`, on the CPU."""
+        return cls(*open_embedder(options.speaker_model))
 
     def identity(self) -> dict[str, Any]:
         return {**self._identity, "shortest_turn": SHORTEST_TURN}

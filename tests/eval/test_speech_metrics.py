@@ -201,5 +201,5 @@ def test_a_missing_judge_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) ->
         return real(name, *arguments, **more)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(Unavailable, match=r'speechmos .*pip install "dia2-jax\[naturalness\]"'):
+    with pytest.raises(Unavailable, match=r'speechmos .*pip install "dia2-jax\[dnsmos\]"'):
         Quality.open(Options())
