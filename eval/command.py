@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from dia2_jax.errors import Dia2Error, describe
+from train.command import INTERRUPTED, BadInput
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-#: Exit status of a program that was interrupted.
-INTERRUPTED = 130
-
-
-class BadInput(click.ClickException):
-    """An error whose message is all that the user needs."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"error: {self.format_message()}", err=True)
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from typing import Any
 import click
 
 from dia2_jax.errors import Dia2Error, describe
-from eval.command import BadInput
 from eval.scoring.comparison import Difference, compare, differing_settings, read_run
 from eval.scoring.registry import METRICS
 from eval.scoring.summary import ALL
+from train.command import BadInput
 
 EPILOG = """\b
 Verdicts are of B against A, from a 95 % bootstrap interval of the difference over prompts:

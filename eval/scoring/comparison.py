@@ -18,7 +18,7 @@ import numpy as np
 
 from dia2_jax.errors import DataError
 from eval.scoring.metric import Figure, Metric, Row
-from eval.scoring.run_folder import Key, key
+from eval.scoring.run_folder import Key, read_rows
 from eval.scoring.summary import INTERVAL, RESAMPLES, grouped
 
 Verdict = Literal["better", "worse", "differs", "no evidence"]
@@ -66,16 +66,14 @@ def read_run(path: Path) -> Run:
     """
     try:
         about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        lines = (path / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        return Run(path, about, {key(row): row for row in rows})
+        return Run(path, about, read_rows(path / "utterances.jsonl"))
     except OSError as error:
         raise DataError(
             f"{path}: holds no run ({error.strerror}: {Path(error.filename).name}); give the --out "
             "folder of eval.naturalness"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: its run cannot be read ({error!r})") from None
+    except (UnicodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: its run.json cannot be read ({error})") from None
 
 
 def differing_settings(first: Run, second: Run) -> list[str]:

@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class RunFolder:
         elif path.is_dir() and any(path.iterdir()):
             raise ConfigError(f"{path}: holds files but no run; name another folder with --out")
         path.mkdir(parents=True, exist_ok=True)
-        self.rows: dict[Key, Row] = {key(row): row for row in self._stored()}
+        self.rows: dict[Key, Row] = self._stored()
 
     def describe(self, about: Mapping[str, Any]) -> None:
         """Write ``run.json``: the identity, and what else is good to know of this start."""
@@ -105,24 +105,34 @@ class RunFolder:
                 "--out, or give what this one was started with"
             )
 
-    def _stored(self) -> Iterator[Row]:
+    def _stored(self) -> dict[Key, Row]:
         if not self._file.is_file():
-            return
+            return {}
         data = self._file.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:  # a row that was being written when the run was stopped
             with self._file.open("r+b") as file:
                 file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                key(row)
-            except (ValueError, KeyError, TypeError):
-                raise DataError(
-                    f"{self._file}:{number}: is no row of a run; delete the line, and it is "
-                    "measured again"
-                ) from None
-            yield row
+        return read_rows(self._file)
+
+
+def read_rows(file: Path) -> dict[Key, Row]:
+    """The rows of a run, by :func:`key`.
+
+    Raises:
+      DataError: names the line that is none.
+      OSError: there is no such file.
+    """
+    rows = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows[key(row)] = row
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{file}:{number}: is no row of a run; delete the line, and it is measured again"
+            ) from None
+    return rows
 
 
 def key(row: Row) -> Key:
