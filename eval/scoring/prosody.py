@@ -75,7 +75,13 @@ class Prosody(Metric):
         return cls(pitch, package_versions("librosa"))
 
     def identity(self) -> dict[str, Any]:
-        return {**self._identity, "f0": [LOWEST, HIGHEST], "pause": [DEPTH, SHORTEST], "long": LONG}
+        return {
+            **self._identity,
+            "f0": [LOWEST, HIGHEST],
+            "depth": DEPTH,
+            "pause": SHORTEST,
+            "long": LONG,
+        }
 
     def score(self, take: Take) -> dict[str, Any] | None:
         start, end = take.audible
@@ -83,13 +89,14 @@ class Prosody(Metric):
             return None
         levels = window_levels(take.wave, take.rate)
         inside = span_levels(levels, start, end)
-        quiet = pauses(
-            levels, start, end, below=float(np.quantile(inside, 0.95)) - DEPTH, shortest=SHORTEST
-        )
+        below = float(np.quantile(inside, 0.95)) - DEPTH
+        quiet = pauses(levels, start, end, below=below, shortest=SHORTEST)
         hertz = self._pitch(resample(take.wave, take.rate, _RATE))
         times = np.arange(len(hertz)) * (_HOP / _RATE)
-        voiced = np.isfinite(hertz)
         places = np.minimum((times / HOP).astype(int), max(len(levels) - 1, 0))
+        # A codec's silence may hum, and has a pitch then.
+        hertz = np.where(levels[places] < below, np.nan, hertz)
+        voiced = np.isfinite(hertz)
         scores: dict[str, Any] = {
             "words": len(take.words) or None,
             "seconds": end - start,

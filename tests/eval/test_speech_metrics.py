@@ -149,6 +149,14 @@ def test_pitch_rate_and_pauses_are_what_was_put_in(prosody: Prosody) -> None:
     assert slower["seconds"] / scores["seconds"] == pytest.approx(2, rel=0.03)
 
 
+def test_the_hum_of_a_silence_is_no_pitch(prosody: Prosody) -> None:
+    parts = (buzz(1.0, 120), buzz(3.0, 200, level=-60))
+    scores = prosody.score(make_take(*parts, words=(word(0.0),)))
+    assert scores is not None
+    assert scores["f0_s1"] == pytest.approx(120, rel=0.02)
+    assert scores["seconds"] == pytest.approx(1.0, abs=0.05)
+
+
 def test_a_falling_pitch_has_a_slope_and_a_range(prosody: Prosody) -> None:
     time = np.arange(2 * RATE) / RATE
     hertz = 200 * 2 ** (-0.25 * time)  # 3 semitones a second
