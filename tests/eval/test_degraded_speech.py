@@ -1,0 +1,275 @@
+"""Speech that is made worse on purpose: each metric moves by what was done, and others stay.
+
+Recorded speech of known words and times goes through the real metrics, then a whole run and its
+degraded copy through `eval.compare`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import librosa
+import numpy as np
+import pytest
+
+from dia2_jax.audio import SAMPLE_RATE as RATE
+from dia2_jax.audio import read_audio
+from eval.scoring.comparison import compare, read_run
+from eval.scoring.dialogue import Dialogue
+from eval.scoring.evaluation import evaluate
+from eval.scoring.metric import Metric, Options
+from eval.scoring.prompts import Prompt, PromptSet
+from eval.scoring.prosody import Prosody
+from eval.scoring.quality import Quality
+from eval.scoring.run_folder import RunFolder
+from eval.scoring.scripts import SpokenWord, script_words
+from eval.scoring.signal import Signal
+from eval.scoring.speakers import Speakers
+from eval.scoring.stopping import Stopping
+from eval.scoring.takes import Take
+from eval.scoring.voice_activity import VoiceActivity
+from eval.scoring.word_times import WordTimes
+
+SPEECH = Path(__file__).parent.parent / "golden" / "speech"
+NAMES = ("garden", "harbour", "pause", "river", "tickets")
+#: Those of whole runs.
+FEW = ("pause", "river", "tickets")
+KINDS = (Quality, Signal, Stopping, VoiceActivity, WordTimes, Dialogue, Prosody)
+
+Degrade = Callable[[Take], Take]
+
+
+@pytest.fixture(scope="module")
+def metrics() -> dict[str, Metric]:
+    return {kind.name: kind.open(Options()) for kind in KINDS}
+
+
+def recorded(name: str) -> Take:
+    """A recording, its words with times and speakers, and its length as that of the reference."""
+    script = (SPEECH / f"{name}.txt").read_text().strip()
+    times = json.loads((SPEECH / f"{name}.json").read_text())
+    words = tuple(
+        SpokenWord(word["text"], speaker, word["start"], word["end"])
+        for word, (_, speaker) in zip(times, script_words(script), strict=True)
+    )
+    take = Take("generated", Prompt("speech", name, "line", script),
+                read_audio(SPEECH / f"{name}.mp3"), RATE, words)  # fmt: skip
+    start, end = take.audible
+    return replace(take, reference_seconds=end - start)
+
+
+def noisy(take: Take, below: float = 10.0) -> Take:
+    """White noise, so many dB below the speech."""
+    noise = np.random.default_rng(0).standard_normal(len(take.wave))
+    level = np.sqrt(np.mean(take.wave**2)) * 10 ** (-below / 20)
+    return replace(take, wave=(take.wave + level * noise).astype(np.float32))
+
+
+def stretched(take: Take, times: float = 1.25) -> Take:
+    """As long as `times` before, the pitch kept, the words where they are then."""
+    wave = librosa.effects.time_stretch(take.wave, rate=1 / times)
+    words = tuple(replace(w, start=times * w.start, end=times * (w.end or 0)) for w in take.words)
+    return replace(take, wave=wave, words=words)
+
+
+def higher(take: Take, times: float = 1.25) -> Take:
+    """Pitch times so much, the length kept."""
+    wave = librosa.effects.pitch_shift(take.wave, sr=RATE, n_steps=12 * np.log2(times))
+    return replace(take, wave=wave)
+
+
+def cut(take: Take, seconds: float = 1.5) -> Take:
+    """Without its last seconds."""
+    return replace(take, wave=take.wave[: -round(seconds * RATE)])
+
+
+def repeating(take: Take, seconds: float = 1.5) -> Take:
+    """Its last seconds of speech twice."""
+    end = round(take.audible[1] * RATE)
+    tail = take.wave[end - round(seconds * RATE) : end]
+    return replace(take, wave=np.concatenate([take.wave[:end], tail, take.wave[end:]]))
+
+
+def apart(take: Take, seconds: float = 0.5) -> Take:
+    """More silence at every change of speaker; words are reported where they are then."""
+    wave, words, added = take.wave, [], 0.0
+    for before, word in zip((None, *take.words), take.words, strict=False):
+        if before is not None and before.speaker != word.speaker:
+            place = round((word.start - 0.05 + added) * RATE)
+            silence = np.zeros(round(seconds * RATE), np.float32)
+            wave, added = np.concatenate([wave[:place], silence, wave[place:]]), added + seconds
+        words.append(replace(word, start=word.start + added, end=(word.end or 0) + added))
+    return replace(take, wave=wave, words=tuple(words))
+
+
+def late(take: Take, seconds: float = 0.3) -> Take:
+    """All words reported later than they are."""
+    return replace(take, words=tuple(replace(w, start=w.start + seconds) for w in take.words))
+
+
+def score(metric: Metric, take: Take) -> dict[str, Any]:
+    found = metric.score(take)
+    assert found is not None
+    return found
+
+
+# ---------------------------------------------------------------------------------- single metrics
+
+
+@pytest.mark.parametrize("name", ["river", "tickets"])
+def test_noise_costs_opinion_scores_by_how_loud_it_is(
+    metrics: dict[str, Metric], name: str
+) -> None:
+    take = recorded(name)
+    clean, soft, loud = (
+        score(metrics["quality"], one) for one in (take, noisy(take, 20), noisy(take, 10))
+    )
+    for figure, first, second in (
+        ("overall", 0.5, 0.3), ("background", 1.0, 0.4), ("p808", 0.5, 0.5),
+    ):  # fmt: skip
+        assert clean[figure] - soft[figure] > first, figure
+        assert soft[figure] - loud[figure] > second, figure
+    assert clean["overall"] > 3
+    # The floor is the noise; the words are still there.
+    level = 20 * np.log10(np.sqrt(np.mean(take.wave**2)))
+    assert score(metrics["signal"], noisy(take, 10))["floor"] == pytest.approx(level - 10, abs=1)
+    assert score(metrics["word_times"], noisy(take, 20))["difference"] < 60
+
+
+@pytest.mark.parametrize("times", [0.8, 1.25])
+def test_stretching_changes_rate_and_length_and_keeps_pitch(
+    metrics: dict[str, Metric], times: float
+) -> None:
+    take = recorded("river")
+    before, after = (score(metrics["prosody"], one) for one in (take, stretched(take, times)))
+    rate = [one["words"] / one["seconds"] for one in (before, after)]
+    assert rate[1] / rate[0] == pytest.approx(1 / times, rel=0.03)
+    assert after["f0_s1"] == pytest.approx(before["f0_s1"], rel=0.03)
+    length = score(metrics["stopping"], stretched(take, times))["length"]
+    assert length == pytest.approx(times, rel=0.03)
+    # Words that are reported where they were before are wrong by as much as they moved.
+    assert score(metrics["word_times"], stretched(take, times))["difference"] < 30
+    unmoved = score(metrics["word_times"], replace(stretched(take, times), words=take.words))
+    moved = np.median([abs(times - 1) * word.start for word in take.words])
+    assert unmoved["difference"] == pytest.approx(1000 * moved, rel=0.2)
+
+
+@pytest.mark.parametrize(("name", "figure"), [("river", "f0_s1"), ("pause", "f0_s2")])
+def test_a_higher_pitch_changes_pitch_alone(
+    metrics: dict[str, Metric], name: str, figure: str
+) -> None:
+    take = recorded(name)
+    before, after = (score(metrics["prosody"], one) for one in (take, higher(take, 1.25)))
+    assert after[figure] / before[figure] == pytest.approx(1.25, rel=0.03)
+    assert after["seconds"] == pytest.approx(before["seconds"], rel=0.03)
+
+
+def test_what_is_cut_off_is_missing_at_the_end(metrics: dict[str, Metric]) -> None:
+    take = recorded("river")
+    spoken = take.audible[1] - take.audible[0]
+    lost = 1.5 - (take.seconds - take.audible[1])
+    shorter = score(metrics["stopping"], cut(take))
+    assert shorter["length"] == pytest.approx(1 - lost / spoken, abs=0.03)
+    assert score(metrics["stopping"], take)["paced"] and not shorter["paced"]
+    ends = [score(metrics["voice_activity"], one)["end"] for one in (take, cut(take))]
+    assert ends[0] - ends[1] == pytest.approx(lost, abs=0.15)
+
+
+def test_a_repeated_tail_is_sound_and_speech_after_the_text(metrics: dict[str, Metric]) -> None:
+    take = recorded("river")
+    before, after = (score(metrics["stopping"], one) for one in (take, repeating(take)))
+    assert before["stops"] and not before["long_tail"]
+    assert after["long_tail"] and not after["stops"]
+    assert after["tail"] - before["tail"] == pytest.approx(1.5, abs=0.1)
+    tails = [score(metrics["voice_activity"], one)["tail"] for one in (take, repeating(take))]
+    assert tails[1] - tails[0] == pytest.approx(1.5, abs=0.2)
+
+
+def test_gaps_grow_by_what_is_put_in(metrics: dict[str, Metric]) -> None:
+    take = recorded("tickets")
+    before, after = (score(metrics["dialogue"], one) for one in (take, apart(take, 0.5)))
+    assert len(before["gap_lengths"]) == len(after["gap_lengths"]) == 2
+    for one, other in zip(before["gap_lengths"], after["gap_lengths"], strict=True):
+        assert other - (one or 0.0) == pytest.approx(0.5, abs=0.05)
+    # The audio and what is reported of it moved together.
+    assert score(metrics["word_times"], apart(take, 0.5))["difference"] < 40
+
+
+def test_swapped_voices_are_heard_by_resemblyzer() -> None:
+    pytest.importorskip("resemblyzer", reason="runs with the extra naturalness")
+    metric = Speakers.open(Options())
+
+    def row(take: Take) -> dict[str, Any]:
+        scores = {"speakers": score(metric, take)}
+        return {"set": "s", "id": take.prompt.id, "source": take.source, "scores": scores}
+
+    other = {"[S1]": "[S2]", "[S2]": "[S1]"}
+    takes = [replace(recorded(name), source="recording") for name in NAMES]
+    spoken = [recorded(name) for name in ("tickets", "garden", "harbour")]
+    swapped = [
+        replace(t, words=tuple(replace(w, speaker=other[w.speaker]) for w in t.words))
+        for t in spoken
+    ]
+    right = metric.relate([row(t) for t in (*takes, *spoken)])[len(takes) :]
+    wrong = metric.relate([row(t) for t in (*takes, *swapped)])[len(takes) :]
+    compared = sum(one["compared"] for one in right)
+    assert compared >= 3
+    assert sum(one["nearest"] for one in right) == compared
+    assert sum(one["nearest"] for one in wrong) == 0
+    nearness = [sum(one["own"] for one in found) / compared for found in (right, wrong)]
+    assert nearness[0] - nearness[1] > 0.1
+
+
+# --------------------------------------------------------------------------------------- whole runs
+
+
+def make_run(folder: Path, metrics: list[Metric], degrade: Degrade = lambda take: take) -> Path:
+    """A run over the recordings as if a model had spoken them."""
+    prompts = PromptSet("speech", folder, "0", tuple(recorded(name).prompt for name in FEW))
+    run = RunFolder(folder, {"checkpoint": folder.name})
+    run.describe({})
+    evaluate(
+        lambda source, prompt, seed: degrade(recorded(prompt.id)),
+        [prompts],
+        metrics,
+        run,
+        lambda prompt: [("generated", 0)],
+    )
+    return folder
+
+
+def verdicts(first: Path, second: Path) -> dict[str, str]:
+    found = compare(read_run(first), read_run(second), list(KINDS))
+    return {f"{d.metric}.{d.figure.name}": d.verdict for d in found if d.group == "all"}
+
+
+def test_runs_agree_and_a_degraded_copy_is_worse_where_it_was_degraded(
+    tmp_path: Path, metrics: dict[str, Metric]
+) -> None:
+    used = [metrics[kind.name] for kind in KINDS if kind is not Prosody]
+    plain, again = (make_run(tmp_path / name, used) for name in ("plain", "again"))
+    assert (plain / "utterances.jsonl").read_bytes() == (again / "utterances.jsonl").read_bytes()
+    for other in (plain, again):
+        found = verdicts(plain, other)
+        assert {"quality.overall", "dialogue.gap", "word_times.difference"} <= set(found)
+        assert set(found.values()) == {"no evidence"}
+
+    worse = make_run(tmp_path / "worse", used, lambda take: late(noisy(repeating(take, 2.5), 20)))
+    found = verdicts(plain, worse)
+    changed = {name for name, what in found.items() if what != "no evidence"}
+    # DNSMOS's opinion of the speech apart from the background may rise with soft noise.
+    assert {name for name in changed if found[name] == "better"} <= {"quality.speech"}
+    assert {name for name in changed if found[name] == "worse"} >= {
+        "quality.overall", "quality.background", "quality.p808", "signal.floor",
+        "stopping.tail", "stopping.long_tail", "stopping.stops", "stopping.length",
+        "stopping.paced", "voice_activity.speech_tail",
+        "word_times.difference", "word_times.within_80", "word_times.within_160",
+    }  # fmt: skip
+    # What was not touched.
+    assert {"signal.clipping", "stopping.silent", "stopping.truncated"} & changed == set()
+    back = verdicts(worse, plain)
+    assert back["quality.overall"] == back["word_times.difference"] == "better"
