@@ -242,7 +242,9 @@ def _run(
         )
     wanted = metrics or MEASURED
     options = Options(asr, speaker_model, utmos)
-    opened = open_metrics(options, lambda text: click.echo(text, err=True), wanted)
+    left_out: list[str] = []
+    opened = open_metrics(options, left_out.append, wanted)
+    click.echo("".join(f"{line}\n" for line in left_out), err=True, nl=False)
     runtime, most, identity = making.open_codec(codec)
     counts = _counts(codebooks, most)
     maker = Resynthesis(runtime, counts)
@@ -262,6 +264,7 @@ def _run(
             "codec": codec,
             "prompts": {each.name: str(each.path) for each in sets},
             "limit": limit,
+            "left_out": left_out,
         },
     )
     rows = evaluate(maker.take, sets, opened, folder, maker.sources, progress=progress(quiet))
@@ -271,6 +274,7 @@ def _run(
         "codec": codec,
         "prompts": ", ".join(f"{each.name} ({len(each.prompts)})" for each in sets),
         "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "not measured": "; ".join(left_out) or "nothing was left out",
     }
     text = conclude(folder, rows, opened, about, f"Codec {codec}", usage_table(usage, rows))
     if not quiet:

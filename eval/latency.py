@@ -52,8 +52,8 @@ program starts ``dia2-jax stream --raw`` as a client would, waits for "ready" on
 writes text into one pipe and times the samples in the other (`eval.latency_stopwatch`), in turns
 with the same takes inside; they should agree within 10 %.
 
-The report (``--json``, or ``--out``, which adds the text and a plot; every number has its unit in
-its name, GB are 1e9 bytes; null is what the system does not tell):
+The report (``--json``, or ``--out``, which adds the text, a page and a plot; every number has its
+unit in its name, GB are 1e9 bytes; null is what the system does not tell):
 
     command, config, weights ("random" or "checkpoint"), dtype, versions, backend, context_steps,
     sample_rate, samples_per_frame
@@ -212,7 +212,7 @@ _POSITIONS = _listed("steps separated by commas, for example 100,1400", int)
     "folder",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write report.json, report.txt and, of listening, latency.png there.",
+    help="Write report.json, report.txt, report.html and, of listening, latency.png there.",
 )
 @ending_what_was_started()
 def main(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.latency_curves import draw
+from eval.latency_page import page
 
 #: Share of the processors that other programs may take before the report warns.
 BUSY = 0.05
@@ -30,13 +31,17 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def write_folder(report: Mapping[str, Any], folder: Path) -> None:
-    """``report.json``, ``report.txt`` and, if anything was listened to, ``latency.png``."""
+    """``report.json``, ``report.txt``, ``report.html`` and, if anything was listened to,
+    ``latency.png``, which the page holds as well."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.txt").write_text(table(report) + "\n", encoding="utf-8")
-    if any(name in report for name in ("cadences", "chunks", "rows")):
-        draw(report, folder / "latency.png")
+    text, picture = table(report), folder / "latency.png"
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
+    listened = any(name in report for name in ("cadences", "chunks", "rows"))
+    if listened:
+        draw(report, picture)
+    curves = picture.read_bytes() if listened else None
+    (folder / "report.html").write_text(page(report, text, curves), encoding="utf-8")
 
 
 def _model(report: Mapping[str, Any]) -> list[str]:

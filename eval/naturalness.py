@@ -211,7 +211,9 @@ def _run(
             "give a set with recordings, or leave out --codec-only and --sources"
         )
     options = Options(asr, speaker_model, utmos)
-    opened = open_metrics(options, lambda text: click.echo(text, err=True), metrics)
+    left_out: list[str] = []
+    opened = open_metrics(options, left_out.append, metrics)
+    click.echo("".join(f"{line}\n" for line in left_out), err=True, nl=False)
     studio, identity = open_studio(checkpoint, wanted, overrides, dtype=dtype, mimi=mimi)
     identity["prompts"] = {each.name: each.digest for each in whole}
     identity["metrics"] = {metric.name: metric.identity() for metric in opened}
@@ -224,6 +226,7 @@ def _run(
             "prompts": {each.name: str(each.path) for each in sets},
             "seeds": list(seeds),
             "limit": limit,
+            "left_out": left_out,
             "sources": list(wanted),
         },
     )
@@ -233,6 +236,7 @@ def _run(
         "prompts": ", ".join(f"{each.name} ({len(each.prompts)})" for each in sets),
         "seeds": ", ".join(map(str, seeds)),
         "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "not measured": "; ".join(left_out) or "nothing was left out",
     }
     rows = evaluate(
         studio.take,

@@ -4,6 +4,7 @@ that went worst, to hear and to see."""
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -16,20 +17,25 @@ import soundfile
 from dia2_jax.typing import Float
 from eval.scoring.levels import HOP, window_levels
 from eval.scoring.metric import Metric, Row
-from eval.scoring.report import groups_of, name_of, table_of
+from eval.scoring.report import NEITHER, groups_of, name_of, table_of
 from eval.scoring.summary import sources_in
 from eval.scoring.takes import RECORDING
 
 #: How many takes are shown, and failures are listed; seconds of a take that are shown.
 _TAKES, _FAILURES, _SECONDS = 8, 100, 20.0
 
+#: Beside the name of a direction.
+_ARROWS = {"lower": "↓", "higher": "↑", "near 1": "→", NEITHER: ""}
+
 #: Scores of single takes whose distribution is shown: metric, score, label.
 _DISTRIBUTIONS = (
     ("intelligibility", "wer", "word errors, %"),
     ("quality", "overall", "DNSMOS overall"),
+    ("utmos", "mos", "UTMOS"),
     ("fidelity", "mel_distance", "mel distance, nats"),
     ("stopping", "length", "length, × reference"),
     ("stopping", "tail", "sound after the text, s"),
+    ("word_times", "difference", "reported to aligned words, ms"),
     ("signal", "level", "level, dBFS"),
     ("prosody", "rate", "words a second"),
 )
@@ -63,8 +69,10 @@ def page(
     )
     return template.render(
         title=title,
+        style=(Path(__file__).parents[1] / "page.css").read_text(encoding="utf-8"),
         about=about,
         tables=[_table(group, summary, metrics) for group in groups_of(summary)],
+        arrows=_ARROWS,
         distributions=_histograms(rows, sources),
         failures=[
             {"name": name_of(row), "what": "; ".join(row["what"])} for row in failures[:_FAILURES]
@@ -76,7 +84,16 @@ def page(
 
 
 def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
-    return {**table_of(group, summary, metrics), "anchor": re.sub(r"\W+", "-", group)}
+    table = table_of(group, summary, metrics)
+    by_metric = [
+        (
+            {"name": metric.name, "about": (inspect.getdoc(metric) or "").split("\n")[0]},
+            [row for row in table["rows"] if row["metric"] == metric.name],
+        )
+        for metric in metrics
+    ]
+    shown = [(metric, rows) for metric, rows in by_metric if rows]
+    return {**table, "metrics": shown, "anchor": re.sub(r"\W+", "-", group)}
 
 
 def _badness(row: Row) -> tuple[float, bool]:
@@ -117,7 +134,12 @@ def _take(row: Row, folder: Path, failures: Sequence[Mapping[str, Any]]) -> dict
         "scores": ", ".join(shown),
         "what": "; ".join(what[0]) if what else "",
         "audio": _audio(wave[: int(_SECONDS * rate)], rate),
-        "picture": spectrogram(wave[: int(_SECONDS * rate)], rate, row["words"]),
+        "picture": spectrogram(
+            wave[: int(_SECONDS * rate)],
+            rate,
+            row["words"],
+            row["scores"].get("word_times", {}).get("starts", ()),
+        ),
     }
 
 
@@ -129,9 +151,16 @@ def _audio(wave: Float[np.ndarray, " W"], rate: int) -> str:
 
 
 def spectrogram(
-    wave: Float[np.ndarray, " W"], rate: int, words: Sequence[Mapping[str, Any]]
+    wave: Float[np.ndarray, " W"],
+    rate: int,
+    words: Sequence[Mapping[str, Any]],
+    aligned: Sequence[float] = (),
 ) -> str:
-    """A picture as a data URL: mel spectrogram and level, and where words are reported to start."""
+    """A picture as a data URL: mel spectrogram and level, and where words are reported to start.
+
+    Args:
+      aligned: where forced alignment finds words to start, in seconds.
+    """
     import librosa
 
     mel = librosa.feature.melspectrogram(y=wave, sr=rate, n_fft=1024, hop_length=256, n_mels=80)
@@ -150,6 +179,9 @@ def spectrogram(
             axis.axvline(word["start"], color=colour, linewidth=0.8)
         top.text(word["start"], 81, word["text"], fontsize=7, rotation=40, va="bottom")
     levels = window_levels(wave, rate)
+    for start in aligned:
+        if start < span[1]:
+            bottom.axvline(start, color="#c33", linewidth=0.8, linestyle=":")
     bottom.plot(np.arange(len(levels)) * HOP, levels, linewidth=0.8, color="#444")
     bottom.set(ylim=(-80, 0), xlim=span, xlabel="s", ylabel="dBFS")
     top.set(ylabel="mel band")
@@ -175,10 +207,14 @@ def _histograms(rows: Sequence[Row], sources: Sequence[str]) -> str | None:
         axis.set_axis_off()
     for axis, (label, by_source) in zip(axes.flat, found, strict=False):
         every = np.concatenate([np.array(values, float) for values in by_source.values()])
-        bins = np.linspace(every.min(), every.max() + 1e-9, 21)
+        low, high = float(every.min()), float(every.max())
+        if high - low < 1e-6:  # all the same: a bar of a width that can be seen
+            low, high = low - 0.5, high + 0.5
+        bins = np.linspace(low, high, 21)
         for source, values in by_source.items():
             axis.hist(values, bins=bins, alpha=0.6, label=source)
         axis.set(xlabel=label, ylabel="takes")
+        axis.yaxis.get_major_locator().set_params(integer=True)
     axes.flat[0].legend(fontsize=8)
     return _png(figure)
 

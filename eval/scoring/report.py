@@ -9,6 +9,9 @@ from eval.scoring.metric import Metric, Row
 from eval.scoring.summary import ALL, sources_in
 from eval.scoring.takes import GENERATED, RECORDING
 
+#: What stands for a direction where neither is better.
+NEITHER = "neither"
+
 _WORST, _FAILURES, _LONGEST = 10, 100, 400
 
 
@@ -48,8 +51,8 @@ def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) 
 
     Returns:
       ``group``, ``sources``, ``takes`` (how many of each, as text) and ``rows``, one a figure that
-      some source has: ``name``, ``unit``, ``better``, ``about``, ``cells``. A cell has ``value``,
-      ``low`` and ``high`` as text; None where the source lacks the figure.
+      some source has: ``metric``, ``name``, ``unit``, ``better``, ``about``, ``cells``. A cell has
+      ``value``, ``low`` and ``high`` as text; None where the source lacks the figure.
     """
     sources = sources_in(summary, group)
     takes = ", ".join(f"{s} {summary['counts'][s][group]['takes']}" for s in sources)
@@ -67,9 +70,10 @@ def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) 
             ]
             found.append(
                 {
-                    "name": f"{metric.name}.{figure.name}",
+                    "metric": metric.name,
+                    "name": figure.name,
                     "unit": figure.unit,
-                    "better": figure.better,
+                    "better": figure.better or NEITHER,
                     "about": figure.about,
                     "cells": texts,
                 }
@@ -84,9 +88,8 @@ def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) ->
     lines += ["|---|---|---|" + "---|" * (len(table["sources"]) + 1)]
     for row in table["rows"]:
         shown = " | ".join(_estimate(cell) for cell in row["cells"])
-        lines.append(
-            f"| {row['name']} | {row['unit']} | {row['better']} | {shown} | {row['about']} |"
-        )
+        name = f"{row['metric']}.{row['name']}"
+        lines.append(f"| {name} | {row['unit']} | {row['better']} | {shown} | {row['about']} |")
     return [*lines, ""]
 
 
@@ -95,7 +98,8 @@ def _estimate(cell: Mapping[str, str] | None) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text
 
 
 def _failures(summary: Mapping[str, Any]) -> list[str]:

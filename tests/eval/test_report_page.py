@@ -1,0 +1,133 @@
+"""Reports as a browser takes them: well formed, whole in themselves, every figure explained."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import latency_page
+from eval.scoring.page import page
+from eval.scoring.registry import METRICS
+from eval.scoring.report import NEITHER, report
+
+VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
+
+
+class Checked(HTMLParser):
+    """Refuses tags that do not nest; gathers ids, references and the cells of table rows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        named = dict(attrs)
+        self.ids += [named["id"]] if "id" in named else []
+        self.references += [v for k, v in named.items() if k in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    """Every figure of every metric, of two groups and a source."""
+    estimate = {"value": 1.234, "low": -0.001, "high": 12.34, "takes": 3}
+    figures = {m.name: {figure.name: estimate for figure in m.figures} for m in METRICS}
+    groups = ("all", "lines: list", "lines: word")
+    return {
+        "figures": {"generated": {group: figures for group in groups}},
+        "counts": {"generated": {group: {"takes": 3, "refused": 0} for group in groups}},
+        "failures": [
+            {"set": "s", "id": "<a>", "source": "generated", "seed": 0, "what": ["a & b"]}
+        ],
+    }
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(
+    tmp_path: Path, summary: dict[str, Any]
+) -> None:
+    text = page("A <title>", {"name": "value"}, summary, [], METRICS, tmp_path)  # type: ignore[arg-type]
+    found = Checked(text)
+    assert len(found.ids) == len(set(found.ids))
+    targets = [reference[1:] for reference in found.references if reference.startswith("#")]
+    assert targets and set(targets) <= set(found.ids)
+    others = [one for one in found.references if not one.startswith(("#", "data:"))]
+    assert others == []
+    assert not re.search(r"<script|@import|url\(", text)
+    assert "A &lt;title&gt;" in text and "a &amp; b" in text
+
+
+def test_every_figure_has_its_unit_direction_and_meaning(
+    tmp_path: Path, summary: dict[str, Any]
+) -> None:
+    text = page("T", {}, summary, [], METRICS, tmp_path)  # type: ignore[arg-type]
+    cells = [[" ".join(cell.split()) for cell in row] for row in Checked(text).rows]
+    rows = [row for row in cells if len(row) == 5 and row[0] != "figure"]
+    wanted = [figure for metric in METRICS for figure in metric.figures]
+    assert len(rows) == 3 * len(wanted)
+    for figure, (name, unit, better, value, about) in zip(wanted, rows, strict=False):
+        assert (name, unit, about) == (figure.name, figure.unit, figure.about)
+        assert better.removeprefix(better[0] + " ") == figure.better or better == NEITHER
+        assert value == "1.23 (0.00 – 12.3)"
+    markdown = report("T", {}, summary, [], METRICS)  # type: ignore[arg-type]
+    for metric in METRICS:
+        for figure in metric.figures:
+            line = f"| {metric.name}.{figure.name} | {figure.unit} | {figure.better or NEITHER} |"
+            assert line in markdown
+
+
+def test_the_page_of_latency_has_curves_units_and_directions() -> None:
+    spread = {f"p{rank}_ms": float(rank) for rank in (50, 95, 99)}
+    heard = dict.fromkeys(
+        ("first_byte", "first_playable", "leading_silence", "first_text_to_audio", "interval",
+         "jitter", "stall", "stall_for_text", "final_text", "final_heard"), spread,
+    )  # fmt: skip
+    heard |= {"first_audible": None, "x_realtime": 2.5, "underruns": 0, "takes": 3}
+    heard |= {"starts_before_text_ends": 3}
+    machine = {"cpu": "<cpu>", "cores": 2, "memory_gb": 8, "others_cpu_share": 0.01}
+    report = {
+        "config": "tiny", "command": "python -m …", "weights": "random", "dtype": "float32",
+        "machine": machine, "cadences": {"at_once": heard, "slow": heard},
+        "rows": {"2": {"step": spread, "decode": spread, "first_playable_ms": 123.4}},
+        "step": {"100": {**spread, "x_realtime": 1.5}}, "cold": {"load_s": 1.0}, "warm": {},
+        "memory": {"rss_gb": None},
+        "outside": {
+            "agrees": False, "runs": 3,
+            "x_realtime": {"inside": 2.0, "outside": 1.5, "difference": -0.25},
+        },
+    }  # fmt: skip
+    text = latency_page.page(report, "as <told>", b"png")
+    found = Checked(text)
+    assert [one for one in found.references if not one.startswith("data:")] == []
+    assert "data:image/png;base64,cG5n" in text and "as &lt;told&gt;" in text
+    rows = {row[0]: [cell.strip() for cell in row[1:]] for row in found.rows}
+    assert rows["first playable sample, p50"] == ["ms", "lower", "50", "50"]
+    assert rows["underruns, all takes"] == ["times", "lower", "0", "0"]
+    assert "first audible sample, p50" not in rows  # nobody heard any
+    assert rows["first chunk"] == ["ms", "lower", "123"]
+    assert rows["loading"] == ["s", "lower", "1", "–"]
+    assert rows["outside"][-1] == "1.5" and "do NOT agree" in text
+    # Of a codec there is what the terminal shows.
+    codec = latency_page.page({**report, "take": {}}, "words", None)
+    assert "<table>" not in codec and "<img" not in codec and "words" in codec
