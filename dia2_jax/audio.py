@@ -29,6 +29,12 @@ SAMPLE_RATE = 24_000
 #: Lowest and highest rate that is taken for one, in samples per second.
 _RATES = (100, 768_000)
 
+#: Length and distance of the windows of :func:`window_levels`, in seconds.
+WINDOW, HOP = 0.020, 0.010
+
+#: No window is quieter than this, in dB of full scale.
+_SILENCE = -100.0
+
 #: Size fields of a WAV whose length is not known when its header is written. Readers take it as
 #: "until the stream ends" (the convention of ffmpeg and sox when they write to a pipe).
 _UNKNOWN_SIZE = 0xFFFF_FFFF
@@ -231,6 +237,17 @@ class WavWriter:
             self.close()
 
 
+def window_levels(wave: Float[np.ndarray, " W"], rate: int) -> Float[np.ndarray, " T"]:
+    """RMS of every window of 20 ms in dB of full scale; window t begins at ``t * HOP`` seconds."""
+    window, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
+    if len(wave) < window:
+        return np.zeros(0)
+    power = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    starts = np.arange(0, len(wave) - window + 1, hop)
+    mean = (power[starts + window] - power[starts]) / window
+    return 10 * np.log10(np.maximum(mean, 10 ** (_SILENCE / 10)))
+
+
 def voiced_span(wave: Float[np.ndarray, " W"], rate: int) -> tuple[float, float]:
     """Start and end of the speech in a recording, in seconds, by its energy.
 
@@ -246,13 +263,11 @@ def voiced_span(wave: Float[np.ndarray, " W"], rate: int) -> tuple[float, float]
     wave = _as_mono(wave)
     _check_finite(wave, "waveform")
     duration = len(wave) / rate
-    hop, window = max(1, rate // 100), max(2, rate // 50)
+    hop, window = max(1, round(HOP * rate)), max(2, round(WINDOW * rate))
     if len(wave) < window:
         wave = np.pad(wave, (0, window - len(wave)))
-    wave = wave - np.median(wave).astype(np.float64)  # a recorder's constant offset is no sound
-    power = np.concatenate([[0.0], np.cumsum(np.square(wave))])
-    starts = np.arange(0, len(wave) - window + 1, hop)
-    level = 10 * np.log10((power[starts + window] - power[starts]) / window + 1e-12)
+    # A recorder's constant offset is no sound.
+    level = window_levels(wave - np.median(wave).astype(np.float64), rate)
     loud, quiet = np.sort(level)[-min(10, len(level))], np.percentile(level, 5)
     threshold = max(loud - 35, -60.0)
     if quiet > threshold - 6 and loud - quiet > 12:
@@ -264,8 +279,8 @@ def voiced_span(wave: Float[np.ndarray, " W"], rate: int) -> tuple[float, float]
     found = np.flatnonzero(held)
     if len(found) == 0:
         return 0.0, 0.0
-    start = float(starts[found[0]]) / rate
-    end = float(starts[found[-1] + run - 1] + window) / rate
+    start = float(hop * found[0]) / rate
+    end = float(hop * (found[-1] + run - 1) + window) / rate
     return start, min(end, duration)
 
 

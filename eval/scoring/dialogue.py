@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.scoring.levels import pauses, window_levels
+from dia2_jax.audio import window_levels
+from eval.scoring.levels import pauses
 from eval.scoring.metric import Figure, Metric, Options, Row, Scores, ratio
 from eval.scoring.takes import Take
 

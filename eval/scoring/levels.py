@@ -1,27 +1,11 @@
-"""Loudness: levels of windows of 20 ms, of which several metrics speak."""
+"""Loudness: stretches of the levels of windows (`dia2_jax.audio.window_levels`), and pauses."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from dia2_jax.audio import HOP, WINDOW
 from dia2_jax.typing import Float
-
-#: Length and distance of the windows, in seconds.
-WINDOW, HOP = 0.020, 0.010
-
-#: No window is quieter than this, in dB below full scale.
-SILENCE = -100.0
-
-
-def window_levels(wave: Float[np.ndarray, " W"], rate: int) -> Float[np.ndarray, " T"]:
-    """RMS of every window in dB of full scale; window t begins at ``t * HOP`` seconds."""
-    window, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
-    if len(wave) < window:
-        return np.zeros(0)
-    power = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
-    starts = np.arange(0, len(wave) - window + 1, hop)
-    mean = (power[starts + window] - power[starts]) / window
-    return 10 * np.log10(np.maximum(mean, 10 ** (SILENCE / 10)))
 
 
 def span_levels(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from dia2_jax.audio import HOP, window_levels
 from dia2_jax.typing import Float
-from eval.scoring.levels import HOP, window_levels
 from eval.scoring.metric import Metric, Row
 from eval.scoring.report import NEITHER, groups_of, name_of, table_of
 from eval.scoring.summary import sources_in

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dia2_jax.audio import resample
+from dia2_jax.audio import HOP, resample, window_levels
 from dia2_jax.typing import Float
 from eval.latency_machine import package_versions
-from eval.scoring.levels import HOP, pauses, span_levels, window_levels
+from eval.scoring.levels import pauses, span_levels
 from eval.scoring.metric import Figure, Metric, Options, Scores, Unavailable, mean, ratio
 from eval.scoring.takes import Take, Turn
 

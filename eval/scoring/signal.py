@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.scoring.levels import WINDOW, span_levels, window_levels
+from dia2_jax.audio import WINDOW, window_levels
+from eval.scoring.levels import span_levels
 from eval.scoring.metric import Figure, Metric, Options, Scores, mean, ratio
 from eval.scoring.takes import Take
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dia2_jax.audio import HOP, window_levels
 from eval.scoring.dialogue import Dialogue
-from eval.scoring.levels import HOP, pauses, window_levels
+from eval.scoring.levels import pauses
 from eval.scoring.metric import Options, Unavailable
 from eval.scoring.prompts import Prompt
 from eval.scoring.prosody import LONG, Prosody, drift
