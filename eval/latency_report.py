@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.latency_curves import draw
-from eval.latency_page import page
-
-#: Share of the processors that other programs may take before the report warns.
-BUSY = 0.05
+from eval.latency_page import BUSY, page
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -127,7 +127,10 @@ def test_the_page_of_latency_has_curves_units_and_directions() -> None:
     assert "first audible sample, p50" not in rows  # nobody heard any
     assert rows["first chunk"] == ["ms", "lower", "123"]
     assert rows["loading"] == ["s", "lower", "1", "–"]
-    assert rows["outside"][-1] == "1.5" and "do NOT agree" in text
+    assert rows["speed"] == ["× real time", "higher", "2", "1.5", "-0.25"]
+    assert "do NOT agree" in text and "NOT AN IDLE" not in text
     # Of a codec there is what the terminal shows.
+    machine["others_cpu_share"] = 0.5
     codec = latency_page.page({**report, "take": {}}, "words", None)
     assert "<table>" not in codec and "<img" not in codec and "words" in codec
+    assert "50% of all cores – NOT AN IDLE MACHINE" in codec
