@@ -79,7 +79,7 @@ def test_programs_import_what_their_extras_declare() -> None:
     extras = PROJECT["optional-dependencies"]
     names = (
         "train", "align", "corpus", "eval", "naturalness", "dnsmos", "fidelity", "utmos", "wavlm",
-        "parity", "transcribe",
+        "parity", "transcribe", "notebooks",
     )  # fmt: skip
     known = declared(PROJECT["dependencies"] + [line for name in names for line in extras[name]])
     assert third_party(PROGRAMS) - known == set()

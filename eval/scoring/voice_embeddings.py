@@ -9,6 +9,7 @@ with torch. Similarities of one embedder say nothing about those of another.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def open_embedder(name: str) -> tuple[Embedder, dict[str, Any]]:
 
 def _resemblyzer() -> tuple[Embedder, dict[str, Any]]:
     try:
-        from resemblyzer import VoiceEncoder, preprocess_wav
+        with warnings.catch_warnings():
+            # webrtcvad's, about how it finds its own version.
+            warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
+            from resemblyzer import VoiceEncoder, preprocess_wav
     except ImportError as error:
         raise Unavailable(
             f'needs Resemblyzer ({error}): pip install "dia2-jax[naturalness]" after the CPU '
