@@ -6,6 +6,12 @@
     python -m eval.latency --config nano --out latency
     python -m eval.latency --config checkpoints/Dia2-1B --rows 1,2 --cadences llm_bursts --outside 0
     python -m eval.latency --codec --config mimi --against transformers
+    python -m eval.latency --config dia2_1b --dtype int8 --suite int8.json
+
+``--suite FILE`` is for regressions: it measures a fixed list of figures in several processes and
+keeps every sample (`eval.latency_suite` says which), takes only ``--config``, ``--dtype`` and
+``--rounds`` beside it, and prints a Markdown table. ``python -m eval.latency_compare A B`` compares
+two such files. The rest of this text is about the other report.
 
 ``--config`` is a shape of ``configs/`` (random weights are made in memory, no tokenizer is
 needed) or a checkpoint folder. Measure on an otherwise idle machine: one busy program beside the
@@ -113,14 +119,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dia2_jax.errors import Dia2Error
 from eval.latency_cadences import CADENCES
+from eval.latency_compare import heading
+from eval.latency_compare import table as suite_table
 from eval.latency_machine import OtherWork, describe
 from eval.latency_measure import Sweeps, measure_codec, measure_model, say
 from eval.latency_models import Source
 from eval.latency_process import MeasurementError, ending_what_was_started
-from eval.latency_report import table, write_folder
+from eval.latency_report import BUSY, table, write_folder
+from eval.latency_suite import ROUNDS, measure_suite
 from eval.latency_upstream import check_checkout, require
 
 
@@ -151,6 +161,25 @@ def _cadence(name: str) -> str:
     return name
 
 
+def _require_options_of_one_report(suite: Path | None) -> None:
+    """A suite is the same whoever measures it: no option may change it."""
+    context = click.get_current_context()
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") == ParameterSource.COMMANDLINE
+    }
+    if suite is None:
+        if "rounds" in given:
+            raise click.UsageError("--rounds is of --suite")
+    elif extra := [text for name, text in given.items() if name not in _OF_SUITE]:
+        raise click.UsageError(
+            f"--suite measures a fixed list, without {', '.join(extra)}: it takes --config, "
+            "--dtype and --rounds"
+        )
+
+
+_OF_SUITE = ("name", "dtype", "suite", "rounds")
 _COUNT = click.IntRange(min=1)
 _SIZES = _listed("whole numbers from 1 on separated by commas, for example 1,2,4,8; or none", _size)
 _CADENCES = _listed(f"of {', '.join(CADENCES)}, separated by commas; or none", _cadence)
@@ -206,6 +235,15 @@ _POSITIONS = _listed("steps separated by commas, for example 100,1400", int)
 @click.option("--seconds", type=click.FloatRange(min=0.7), default=10.0, help="Take of the codec.")
 @click.option("--repeats", type=_COUNT, default=7, show_default=True, help="Runs of the codec.")
 @click.option("--stream-seconds", type=click.FloatRange(min=1.0), default=120.0, show_default=True)
+@click.option(
+    "--suite",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Measure the fixed list for comparisons instead, and write all samples there.",
+)
+@click.option(
+    "--rounds", type=_COUNT, default=ROUNDS, show_default=True, help="Processes of --suite."
+)
 @click.option("--json", "json_path", metavar="FILE", help="Write the report as JSON; - for stdout.")
 @click.option(
     "--out",
@@ -236,8 +274,11 @@ def main(
     outside: int | None,
     json_path: str | None,
     folder: Path | None,
+    suite: Path | None,
+    rounds: int,
 ) -> None:
     """Command line; everything it measures is in `eval.latency_measure`."""
+    _require_options_of_one_report(suite)
     if name is None and not codec:
         raise click.UsageError("Missing option '--config'.")
     command = shlex.join(["python", "-m", "eval.latency", *sys.argv[1:]])
@@ -247,7 +288,9 @@ def main(
         say(f"the machine is busy (load average {machine['load_average_1min']:.2f})")
     try:
         source = Source.of(name or "mimi")
-        if codec:
+        if suite is not None:
+            report = measure_suite(source, dtype=dtype, rounds=rounds)
+        elif codec:
             if against is not None:
                 if against != "transformers":
                     raise MeasurementError(
@@ -294,6 +337,13 @@ def main(
         **report,
         "machine": {**machine, **report.get("machine", {})},
     }
+    if suite is not None:
+        if machine["others_cpu_share"] > BUSY:
+            say("not an idle machine: measure again before you compare")
+        suite.parent.mkdir(parents=True, exist_ok=True)
+        suite.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        click.echo(f"{heading(report)}\n\n{suite_table(report)}")
+        return
     # With JSON on stdout the table goes to stderr.
     click.echo(table(report), err=json_path == "-")
     if json_path is not None:

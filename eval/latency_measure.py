@@ -31,14 +31,14 @@ Start = Callable[[str, Mapping[str, Any], Mapping[str, str | None]], Side]
 #: Batch rows and chunk sizes that are measured unless others are asked for.
 SIZES = (1, 2, 4, 8)
 
-_OURS = "eval.latency_ours:Ours"
+OURS = "eval.latency_ours:Ours"
 _AUDIBLE_SCRIPTS = 20
 _OUR_CODEC = "eval.codec_speed:OurCodec"
 _UPSTREAM = "eval.latency_upstream:Upstream"
 _TRANSFORMERS = "eval.latency_upstream:TransformersMimi"
 
 
-def _cache_environment(folder: str) -> dict[str, str | None]:
+def cache_environment(folder: str) -> dict[str, str | None]:
     """What makes a process keep compiled programs in ``folder``, whatever it inherited."""
     return {
         "DIA2_JAX_CACHE": folder,
@@ -135,14 +135,14 @@ def measure_model(
             )
     report: dict[str, Any] = {"weights": "checkpoint" if source.folder else "random"}
     with tempfile.TemporaryDirectory() as cache:
-        environment = _cache_environment(cache)
+        environment = cache_environment(cache)
         ours: Side | None = None
         try:
             for kind in ("cold", "warm"):
                 if ours is not None:
                     ours.close()
                 say(f"{kind} start")
-                ours = start(_OURS, arguments, environment)
+                ours = start(OURS, arguments, environment)
                 report[kind] = {**ours.call("load"), **ours.call("prepare")}
             assert ours is not None
             report |= ours.call("about")
@@ -176,7 +176,7 @@ def measure_model(
     return report
 
 
-def _scripts(count: int) -> list[str]:
+def everyday_scripts(count: int) -> list[str]:
     """The first scripts of the everyday set."""
     (found,) = read_sets(["everyday"])
     return [prompt.script for prompt in found.prompts[:count]]
@@ -184,7 +184,7 @@ def _scripts(count: int) -> list[str]:
 
 def _audible(ours: Side) -> dict[str, Any]:
     """How soon a checkpoint is heard, over the first scripts of the everyday set."""
-    texts = _scripts(_AUDIBLE_SCRIPTS)
+    texts = everyday_scripts(_AUDIBLE_SCRIPTS)
     say(f"the first audible chunk of {len(texts)} sentences")
     takes = ours.call("listen", [words_at_once(text, 0) for text in texts], None, True)
     found = summed_up(takes)
@@ -194,7 +194,7 @@ def _audible(ours: Side) -> dict[str, Any]:
 def _listening(ours: Side, sweeps: Sweeps, frames: int) -> dict[str, Any]:
     """What a listener gets: by cadence of the text, by chunk size, by number of rows."""
     report: dict[str, Any] = {}
-    texts = _scripts(sweeps.scripts)
+    texts = everyday_scripts(sweeps.scripts)
     for name in sweeps.cadences:
         schedules = [CADENCES[name](text, seed) for seed, text in enumerate(texts)]
         say(f"text by {name}, {sum(each.end for each in schedules):.0f} s of it")
@@ -235,7 +235,7 @@ def _outside(
     environment: Mapping[str, str | None],
 ) -> dict[str, Any]:
     """The same takes by the driver inside and by a client of the command, in turns."""
-    schedules = [at_once(text, 0) for text in _scripts(sweeps.outside)]
+    schedules = [at_once(text, 0) for text in everyday_scripts(sweeps.outside)]
     warm = report["warm"]
     inside: list[Take] = []
     outside: list[Take] = []
@@ -254,7 +254,7 @@ def _outside(
                 # Long enough for its session to be made and to wait for text.
                 rest_s=0.5 + 2 * (warm["session_s"] + warm["first_frame_s"]),
                 dtype=dtype,
-                environment=_cache_environment(empty) if cold else environment,
+                environment=cache_environment(empty) if cold else environment,
             )
             if cold:
                 cold_start = run.start_s
@@ -343,7 +343,7 @@ def measure_codec(
 ) -> dict[str, Any]:
     """All figures of a codec; keys are listed in the module's docstring."""
     with tempfile.TemporaryDirectory() as cache:
-        environment = _cache_environment(cache)
+        environment = cache_environment(cache)
         ours = start(_OUR_CODEC, {"source": source.name, "cache": True}, environment)
         try:
             report = codec_speed.measure(

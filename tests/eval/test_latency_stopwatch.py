@@ -164,7 +164,7 @@ def test_takes_are_made_in_turns_and_the_cold_one_counts_for_its_start_alone(
         def close(self) -> None: ...
 
     monkeypatch.setattr(latency_measure, "time_command", time_command)
-    monkeypatch.setattr(latency_measure, "_scripts", lambda count: ["a", "b"][:count])
+    monkeypatch.setattr(latency_measure, "everyday_scripts", lambda count: ["a", "b"][:count])
     report = {
         "warm": {"session_s": 0.5, "first_frame_s": 0.5},
         "sample_rate": 1000,
