@@ -14,7 +14,7 @@ import psutil
 from flax import nnx
 
 from dia2_jax import hub
-from dia2_jax.compilation_cache import enable_compilation_cache
+from dia2_jax.compilation_cache import CompileWatch, enable_compilation_cache
 from dia2_jax.config import load_dia2_config
 from dia2_jax.convert.models import abstract_dia2, abstract_mimi, load_dia2, load_mimi
 from dia2_jax.generation.defaults import read_defaults
@@ -30,7 +30,6 @@ from dia2_jax.text.script import Entry
 from dia2_jax.text.tokenizer import Tokenizer
 from eval import latency_rows
 from eval.latency_cadences import Schedule
-from eval.latency_compile import CompileWatch as CompileWatch
 from eval.latency_listener import AUDIBLE, Take
 from eval.latency_machine import AnonymousPeak, memory, read_bandwidth, versions
 from eval.latency_models import (

@@ -23,6 +23,7 @@ from dia2_jax.cli.options import (
     take_settings,
 )
 from dia2_jax.cli.prompts import Prompts, voice_options
+from dia2_jax.cli.startup import FURTHER, Startup, verbose_option
 from dia2_jax.cli.terminal import Meter, note, talk_options, warn
 
 if TYPE_CHECKING:
@@ -58,9 +59,15 @@ TRUNCATED = 3
 )
 @sampling_options
 @voice_options
+@verbose_option
 @talk_options
 def generate(
-    script: str | None, output: str, json_target: str | None, codes: str | None, **options: Any
+    script: str | None,
+    output: str,
+    json_target: str | None,
+    codes: str | None,
+    verbose: bool,
+    **options: Any,
 ) -> None:
     """Speak a script and write it as one WAV.
 
@@ -73,7 +80,10 @@ def generate(
       dia2-jax generate talk.txt -m DIR -o talk.wav \\
           --voice-1 anna.wav --transcript-1 "This is how I sound." --voice-2 ben.voice
     """
+    startup = Startup(verbose)
+    startup.passed("Python, options")
     text = read_script(script)
+    startup.passed("script")
     refuse_one_target(output, json_target)
     if output == "-":
         refuse_terminal("the WAV")
@@ -83,12 +93,21 @@ def generate(
         require_speakable([])
     seed = options.pop("seed")
     given, prompts = take_settings(options), Prompts(options)
-    model, names = take_model(options)
+    model, names = take_model(options, startup)
     settings = given.over(model.defaults)
     voices = prompts.prepare(model)
+    if voices:
+        startup.passed("voices")
     with Meter(model.frame_rate) as meter:
-        result = model.generate(text, settings, voices=voices, seed=seed, progress=meter)
+
+        def progress(frames: int) -> None:
+            startup.passed("prefill and first frame" if frames == 1 else FURTHER)
+            meter(frames)
+
+        result = model.generate(text, settings, voices=voices, seed=seed, progress=progress)
+    startup.passed("codec, all frames")
     write_audio(output, result.waveform, result.sample_rate)
+    startup.heard()
     if codes is not None:
         from dia2_jax.voice import codec_fingerprint
 
@@ -114,6 +133,7 @@ def generate(
     )
     seconds = len(result.waveform) / result.sample_rate
     note(f"{output}: {seconds:.2f} s, {result.codes.shape[1]} frames{meter.summary()}")
+    startup.write()
     if result.truncated:
         end_truncated(model.max_context_steps)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dia2_jax.cli.startup import Startup
 from dia2_jax.cli.terminal import note
 from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.hub import NANO
@@ -201,13 +202,23 @@ def take_settings(options: dict[str, Any]) -> Settings:
     return Settings(given({name: name for name in _SETTINGS}), parts)
 
 
-def take_model(options: dict[str, Any]) -> tuple[Dia2, dict[str, Any]]:
-    """Load the model of :data:`model_options`, taken out of ``options``; and how it was named."""
+def take_model(
+    options: dict[str, Any], startup: Startup | None = None
+) -> tuple[Dia2, dict[str, Any]]:
+    """Load the model of :data:`model_options`, taken out of ``options``; and how it was named.
+
+    ``startup`` is told what passed: the command's own start, imports, weights.
+    """
     names = {name: options.pop(name) for name in ("model", "mimi", "revision", "dtype")}
     note(f"loading {names['model'] or NANO}")
+    startup = startup or Startup(wanted=False)
+    startup.passed("Python, options")
     from dia2_jax.engine import Dia2
 
+    startup.passed("imports")
+    startup.watch_compiler()
     model = Dia2.from_pretrained(
         names["model"], dtype=names["dtype"], mimi=names["mimi"], revision=names["revision"]
     )
+    startup.passed("weights")
     return model, {**names, "model": names["model"] or NANO}

@@ -24,6 +24,7 @@ from dia2_jax.cli.files import OutputPath, refuse_one_target, refuse_terminal, w
 from dia2_jax.cli.generate import end_truncated, report
 from dia2_jax.cli.options import model_options, sampling_options, take_model, take_settings
 from dia2_jax.cli.prompts import Prompts, voice_options
+from dia2_jax.cli.startup import Startup, verbose_option
 from dia2_jax.cli.terminal import Meter, is_quiet, note, talk_options, warn
 
 if TYPE_CHECKING:
@@ -69,9 +70,15 @@ _READ_BYTES = 65_536
 )
 @sampling_options
 @voice_options
+@verbose_option
 @talk_options
 def stream(
-    output: str, raw: bool, chunk_frames: int, json_target: str | None, **options: Any
+    output: str,
+    raw: bool,
+    chunk_frames: int,
+    json_target: str | None,
+    verbose: bool,
+    **options: Any,
 ) -> None:
     """Speak the text on standard input while it is being written.
 
@@ -82,7 +89,8 @@ def stream(
     The line at the end of standard error (unless --quiet) gives the time to the first audio: to
     the moment when its first chunk was written, from the moment when the first byte of text was
     read (the model is loaded and compiled before), and from the moment when the last word was read
-    without which the model could not begin to speak.
+    without which the model could not begin to speak. --verbose adds what the program did from its
+    own start to the first audio.
 
     Ctrl-C stops at once: a WAV file then holds what was said so far.
 
@@ -90,21 +98,27 @@ def stream(
       llm "Tell me a story" | dia2-jax stream | aplay
       llm "Tell me a story" | dia2-jax stream -m DIR --raw | aplay -f S16_LE -r 24000
     """
+    startup = Startup(verbose)
     refuse_one_target(output, json_target)
     if output == "-":
         refuse_terminal("the audio")
     seed = options.pop("seed")
     given, prompts = take_settings(options), Prompts(options)
-    model, names = take_model(options)
+    model, names = take_model(options, startup)
     settings = given.over(model.defaults)
     voices = prompts.prepare(model)
+    if voices:
+        startup.passed("voices")
     note("compiling")
     model.warm_up(settings, voices=voices, chunk_frames=chunk_frames)
+    startup.passed("compiling, or reading what was compiled")
     if sys.stdin.isatty():
         note("ready; type the text, and Ctrl-D at its end")
     else:
         note("ready")
     session = model.session(settings, voices=voices, seed=seed, chunk_frames=chunk_frames)
+    startup.passed("session")
+    session.on_work = startup.worked
     clock, said = Clock(), Said()
 
     def finish(finished: bool) -> None:
@@ -121,15 +135,17 @@ def stream(
         write_json(json_target, {**content, "finished": finished, **clock.seconds()})
         if not is_quiet():
             click.echo(clock.sentence(), err=True)
+        startup.write()
 
     try:
         with (
             Sink(output, session.sample_rate, raw=raw) as sink,
             Meter(model.frame_rate) as meter,
         ):
-            for chunk in chunks_as_text_arrives(session, Pieces(), clock):
+            for chunk in chunks_as_text_arrives(session, Pieces(), clock, startup):
                 sink.write(chunk.pcm)
                 clock.wrote()
+                startup.heard()
                 said.take(chunk)
                 meter(said.frames)
         finish(True)
@@ -138,11 +154,14 @@ def stream(
         raise
     finally:
         session.cancel()
+        startup.end()
     if session.truncated:
         end_truncated(model.max_context_steps)
 
 
-def chunks_as_text_arrives(session: Session, pieces: Pieces, clock: Clock) -> Iterator[Chunk]:
+def chunks_as_text_arrives(
+    session: Session, pieces: Pieces, clock: Clock, startup: Startup
+) -> Iterator[Chunk]:
     """Everything that the session says, fed with what is there whenever it needs more."""
     while True:
         yield from session
@@ -152,6 +171,7 @@ def chunks_as_text_arrives(session: Session, pieces: Pieces, clock: Clock) -> It
         began = time.perf_counter()
         arrived, text = pieces.get()
         clock.waited(began)
+        startup.passed("waiting for text")
         if text is None:
             session.close()
         else:

@@ -7,7 +7,7 @@ cannot depend on text not yet received, and chunks are cut by frame number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,10 @@ class Session:
         for chunk in session: play(chunk.pcm)
 
     A session is for one thread at a time; only :meth:`cancel` may come from another.
+
+    Attributes:
+      on_work: if set, called after a piece of work with what it was: ``text`` (new text is on the
+        device, and a prefix computed), ``frame`` or ``chunk`` (decoded). For timing.
     """
 
     def __init__(self, rows: Rows, codec: Codec, *, chunk_frames: int) -> None:
@@ -63,6 +67,7 @@ class Session:
         self._emitted = 0
         self._words_emitted = 0
         self._cancelled = False
+        self.on_work: Callable[[str], None] | None = None
         self._rate = codec.sample_rate / codec.samples_per_frame
 
     @property
@@ -91,7 +96,9 @@ class Session:
         rows = self._rows
         if rows is None or self._row.done or self.closed:
             return False
-        return not rows.refresh()
+        ready = rows.refresh()
+        self._did("text")
+        return not ready
 
     @property
     def truncated(self) -> bool:
@@ -143,10 +150,15 @@ class Session:
     def step(self) -> bool:
         """Compute one frame if the text received so far allows it; True if it did."""
         rows = self._rows
-        if rows is None or self._row.done or not rows.refresh():
+        if rows is None or self._row.done:
+            return False
+        ready = rows.refresh()
+        self._did("text")
+        if not ready:
             return False
         try:
             rows.step()
+            self._did("frame")
         except NonFiniteError:
             self.cancel()
             raise
@@ -178,6 +190,7 @@ class Session:
         filled = np.pad(codes, ((0, 0), (0, self._chunk_frames - frames)), mode="edge")
         wave, self._decoder = self._codec.decode_step(filled[None], decoder)
         pcm = np.asarray(wave)[0, : frames * self._codec.samples_per_frame]
+        self._did("chunk")
         self._emitted += frames
         words = self.words[self._words_emitted :]
         end = np.inf if self.finished else self._emitted / self._rate
@@ -192,6 +205,10 @@ class Session:
             codes=codes,
             truncated=self.finished and self.truncated,
         )
+
+    def _did(self, what: str) -> None:
+        if self.on_work is not None:
+            self.on_work(what)
 
     def _alive(self, what: str) -> Rows:
         rows = self._rows

@@ -92,7 +92,7 @@ class Studio:
         return self._read(prompt.reference, rate)
 
     def _speak(self, prompt: Prompt, seed: int) -> Take:
-        from eval.latency_ours import CompileWatch
+        from dia2_jax.compilation_cache import CompileWatch
 
         assert self._model is not None
         voices = self._voices(prompt)
