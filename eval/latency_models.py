@@ -154,19 +154,31 @@ def synthetic_tokenizer(config: Dia2Config) -> Any:
 
 
 def frame_weight_bytes(config: Dia2Config, params: Any) -> int:
+    """Bytes of weights that one frame multiplies by; see :func:`frame_weights`."""
+    return sum(frame_weights(config, params).values())
+
+
+def frame_weights(config: Dia2Config, params: Any) -> dict[str, int]:
     """Bytes of weights that one frame multiplies by, each matrix once for every time it does.
 
     The decoder's matrices count once. In the depformer, MLPs count once a stage, attention once a
     stage of their weight set, and each stage has its own output head. What conditions the stages
     (``depformer_in``) counts once for each run of stages with one weight set. Embedding tables do
     not count: a frame reads a few rows of each.
+
+    Args:
+      config: the model's.
+      params: arrays, or their abstract shapes.
+
+    Returns:
+      Bytes of ``decoder`` and ``depformer``.
     """
     from dia2_jax import checkpoint
     from dia2_jax.model.depformer import stage_runs
 
     stages = Counter(config.schedule)
     runs = Counter(run.weight_set for run in stage_runs(config.schedule))
-    total = 0
+    total = {"decoder": 0, "depformer": 0}
     for name, leaf in checkpoint.flatten_tree(params)[0].items():
         parts = name.split(".")
         if "audio_embeds" in parts or "embedding" in parts:
@@ -179,7 +191,8 @@ def frame_weight_bytes(config: Dia2Config, params: Any) -> int:
             times = len(config.schedule)
         else:
             times = 1
-        total += times * leaf.size * leaf.dtype.itemsize
+        part = "depformer" if parts[0] == "depformer" else "decoder"
+        total[part] += times * leaf.size * leaf.dtype.itemsize
     return total
 
 
