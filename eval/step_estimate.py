@@ -9,9 +9,9 @@ parts then takes the longer of bytes / bandwidth and operations / peak, of the f
 makers publish.
 
 That is a bound, not a forecast. Left out are the time to launch many small kernels one after
-another (each of the depformer's stages waits for the one before), sampling, the host's round trip and the
-codec, and that no program reaches all of a published bandwidth. One thing could make a frame faster
-than this: an on-chip cache that keeps part of the depformer from one stage to the next.
+another (each of the depformer's stages waits for the one before), sampling, the host's round trip
+and the codec, and that no program reaches all of a published bandwidth. One thing could make a
+frame faster than this: an on-chip cache that keeps part of the depformer between stages.
 """
 
 from __future__ import annotations
