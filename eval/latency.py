@@ -128,8 +128,9 @@ from eval.latency_compare import table as suite_table
 from eval.latency_machine import OtherWork, describe
 from eval.latency_measure import Sweeps, measure_codec, measure_model, say
 from eval.latency_models import Source
+from eval.latency_page import BUSY
 from eval.latency_process import MeasurementError, ending_what_was_started
-from eval.latency_report import BUSY, table, write_folder
+from eval.latency_report import table, write_folder
 from eval.latency_suite import ROUNDS, measure_suite
 from eval.latency_upstream import check_checkout, require
 

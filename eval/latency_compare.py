@@ -19,9 +19,9 @@ from typing import Any
 import click
 import numpy as np
 
-from eval.command import BadInput
-from eval.latency_report import BUSY
+from eval.latency_page import BUSY
 from eval.latency_suite import FIGURES, SUITE
+from train.command import BadInput
 
 #: Rounds on either side below which nothing is concluded: of two times three equal ones, one in ten
 #: pairs lies wholly apart by chance; of two times four, one in 35.

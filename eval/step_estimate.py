@@ -24,10 +24,10 @@ import click
 from dia2_jax.config import Dia2Config
 from dia2_jax.convert.models import abstract_dia2
 from dia2_jax.errors import Dia2Error, describe
-from eval.command import BadInput
 from eval.latency_measure import default_positions
 from eval.latency_models import Source, frame_cache_bytes, frame_weights
 from eval.latency_process import MeasurementError
+from train.command import BadInput
 
 #: The package computes in these.
 DTYPES = ("float32", "bfloat16", "int8")

@@ -147,7 +147,11 @@ def main(
     config = read_config(CorpusConfig, config_path, overrides)
     shown = not quiet and sys.stderr.isatty()
     with tqdm(unit=" prompts", disable=not shown, leave=False) as bar:
-        totals = read_aloud(config, prompts, out, report=lambda count: bar.update(count - bar.n))
+
+        def report(count: int) -> None:
+            bar.update(count - bar.n)
+
+        totals = read_aloud(config, prompts, out, report=report)
     click.echo(f"{out / prompts.name}: {totals.read} readings, {totals.seconds:.0f} s")
     if totals.left:
         click.echo(f"without a reading, words not found in it: {', '.join(totals.left)}")
