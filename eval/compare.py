@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from dia2_jax.errors import Dia2Error, describe
+from dia2_jax.errors import DataError, Dia2Error, describe
 from eval.scoring.comparison import Difference, compare, differing_settings, read_run
 from eval.scoring.registry import METRICS
 from eval.scoring.summary import ALL
@@ -76,6 +76,10 @@ def main(first: Path, second: Path, groups: bool, target: Path | None) -> None:
     try:
         one, two = read_run(first), read_run(second)
         found = compare(one, two, METRICS)
+        if not found:
+            raise DataError(
+                f"{first} and {second} share takes and no figure: run both with the same --metrics"
+            )
     except Dia2Error as error:
         raise BadInput(describe(error)) from error
     for line in differing_settings(one, two):
@@ -86,7 +90,10 @@ def main(first: Path, second: Path, groups: bool, target: Path | None) -> None:
             click.echo(f"## {source}, {group}\n\n{table(here)}\n")
     if target is not None:
         text = json.dumps([as_json(d) for d in found], indent=2) + "\n"
-        target.write_text(text, encoding="utf-8")
+        try:
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"--json {target}: cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

@@ -286,7 +286,10 @@ def main(first: Path, second: Path | None, across: bool, target: Path | None) ->
     click.echo(f"A: {heading(one)}\n\nB: {heading(two)}\n\n{comparison_table(differences)}")
     if target is not None:
         content = [dataclasses.asdict(each) for each in differences]
-        target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        try:
+            target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"--json {target}: cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 
 FOLDER = Path(__file__).parent
 
@@ -33,7 +33,8 @@ def execute(path: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of a fresh kernel, started in the notebook's folder.
 
     Raises:
-      CellExecutionError: a cell fails.
+      CellControlSignal: a cell fails, or takes too long.
+      DeadKernelError: the kernel ended.
       ClickException: a cell writes to standard error.
     """
     notebook = nbformat.read(path, as_version=4)
@@ -65,15 +66,17 @@ def main(names: tuple[str, ...], check: bool) -> None:
     """Execute notebooks by name or number (``03``); all by default."""
     paths = sorted(FOLDER.glob("*.ipynb"))
     chosen = [p for p in paths if not names or any(p.name.startswith(name) for name in names)]
-    if not chosen:
-        raise click.UsageError(f"no notebook {names[0]!r}; there are {[p.stem for p in paths]}")
+    for name in names:
+        if not any(path.name.startswith(name) for path in paths):
+            known = ", ".join(path.stem for path in paths)
+            raise click.UsageError(f"no notebook {name!r}; there are {known}")
     # Notebooks need nothing from a hub; what one would ask for is then missing at once.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for path in chosen:
         begun = time.perf_counter()
         try:
             notebook = execute(path)
-        except CellExecutionError as error:
+        except (CellControlSignal, DeadKernelError) as error:
             raise click.ClickException(f"{path.name}: {error}") from None
         if not check:
             nbformat.write(notebook, path)

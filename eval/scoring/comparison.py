@@ -119,16 +119,13 @@ def compare(first: Run, second: Run, metrics: Sequence[type[Metric]]) -> list[Di
     return found
 
 
-def verdict(figure: Figure, first: float, second: float, low: float, high: float) -> Verdict:
-    """What an interval of ``second - first`` says."""
+def verdict(figure: Figure, low: float, high: float) -> Verdict:
+    """What an interval says: of B - A, or for what is best near 1 of how much further off B is."""
     if low <= 0 <= high:
         return "no evidence"
-    if figure.better == "near 1":
-        closer = abs(second - 1) - abs(first - 1)
-        return "better" if closer < 0 else "worse"
     if not figure.better:
         return "differs"
-    return "better" if (second < first) == (figure.better == "lower") else "worse"
+    return "better" if (high < 0) == (figure.better != "higher") else "worse"
 
 
 def _difference(
@@ -145,9 +142,12 @@ def _difference(
     rng = np.random.default_rng(0)
     drawn = table[rng.integers(0, len(table), (RESAMPLES, len(table)))].sum(axis=1)
     drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
-    moved = drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1]
-    low, high = np.quantile(moved, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-    judged = verdict(figure, first, second, low, high)
+    ends = [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2]
+    one, two = drawn[:, 0] / drawn[:, 1], drawn[:, 2] / drawn[:, 3]
+    low, high = np.quantile(two - one, ends)
+    # A change from 0.8 to 1.2 is a large one, and neither better nor worse.
+    off = np.quantile(abs(two - 1) - abs(one - 1), ends)
+    judged = verdict(figure, *(off if figure.better == "near 1" else (low, high)))
     if len(table) == 1:
         judged = "no evidence"  # one prompt says nothing about others
     yield Difference(

@@ -216,6 +216,8 @@ def _voices(row: Any, path: Path, where: str) -> dict[str, PromptVoice]:
 
 def _words(rows: Any, where: str) -> list[SpokenWord]:
     words = []
+    if not isinstance(rows, list | tuple):
+        raise DataError(f"{where}: words must be a list, got {json.dumps(rows)[:80]}")
     for row in rows:
         try:
             word = SpokenWord(

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from eval.compare import main
+from eval.scoring import comparison
 from eval.scoring.comparison import compare, read_run, verdict
 from eval.scoring.metric import Figure
 from eval.scoring.registry import METRICS
@@ -112,12 +113,25 @@ def test_directions() -> None:
     def figure(better: Any) -> Figure:
         return Figure("f", "", better, "", lambda scores: None)
 
-    assert verdict(figure("lower"), 2, 1, -1.5, -0.5) == "better"
-    assert verdict(figure("higher"), 2, 1, -1.5, -0.5) == "worse"
-    assert verdict(figure("near 1"), 1.5, 1.1, -0.6, -0.2) == "better"
-    assert verdict(figure("near 1"), 1.1, 0.5, -0.9, -0.3) == "worse"
-    assert verdict(figure(""), 2, 1, -1.5, -0.5) == "differs"
-    assert verdict(figure("lower"), 2, 1, -1.5, 0.5) == "no evidence"
+    assert verdict(figure("lower"), -1.5, -0.5) == "better"
+    assert verdict(figure("higher"), -1.5, -0.5) == "worse"
+    assert verdict(figure("higher"), 0.5, 1.5) == "better"
+    assert verdict(figure("near 1"), -0.6, -0.2) == "better"
+    assert verdict(figure("near 1"), 0.3, 0.9) == "worse"
+    assert verdict(figure(""), -1.5, -0.5) == "differs"
+    assert verdict(figure("lower"), -1.5, 0.5) == "no evidence"
+
+
+@pytest.mark.parametrize(
+    "second, expected", [(1.2, "no evidence"), (1.05, "better"), (0.6, "worse"), (1.6, "worse")]
+)
+def test_what_is_best_near_1_is_judged_by_its_distance(second: float, expected: str) -> None:
+    figure = Figure("f", "", "near 1", "", lambda scores: None)
+    noise = np.random.default_rng(0).normal(0, 0.02, (2, 40))
+    pairs = [(n, (0.8 + one, 1.0), (second + two, 1.0)) for n, (one, two) in enumerate(noise.T)]
+    (found,) = comparison._difference("generated", "all", "m", figure, pairs)
+    assert found.verdict == expected
+    assert found.low < second - 0.8 < found.high
 
 
 def test_the_program(tmp_path: Path) -> None:
