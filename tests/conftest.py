@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import gc
+import atexit
 import json
 import os
+import shutil
 import signal
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,16 @@ if os.environ.get("DIA2_JAX_TESTS_OPTIMIZED") != "1":
         "--xla_cpu_use_fusion_emitters=false"
     )
 
+# numba's cache mixes up the functions of two processes that fill it at the same time, and what is
+# then loaded ends the process: librosa's functions are compiled by each process for itself.
+os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba-")
+
 import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
+
+atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
 # A shell starts what it puts into the background with Ctrl-C ignored; tests are about it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -96,12 +104,6 @@ def write_tiny_model(folder: Path, *, seed: str = "a", **runtime: int) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((ROOT / "tests/golden/text/a" / name).read_bytes())
     return folder
-
-
-def pytest_collection_finish() -> None:
-    """Keeps what is imported by now out of later collections of garbage, 0.2 s each else."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
