@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.page import render
+
 #: Share of the processors that other programs may take before a report warns.
 BUSY = 0.05
 
@@ -112,16 +114,10 @@ def page(report: Mapping[str, Any], text: str, picture: bytes | None) -> str:
       text: what people read on the terminal; ends the page.
       picture: the curves, a PNG.
     """
-    from jinja2 import Environment
-
-    here = Path(__file__)
-    template = Environment(autoescape=True).from_string(
-        here.with_suffix(".html").read_text(encoding="utf-8")
-    )
     shown = None if picture is None else base64.b64encode(picture).decode()
-    return template.render(
+    return render(
+        Path(__file__).with_suffix(".html"),
         title=f"Latency of {report['config']}",
-        style=here.with_name("page.css").read_text(encoding="utf-8"),
         about=_about(report),
         tables=[table for table in _tables(report) if table["lines"]],
         picture=shown and f"data:image/png;base64,{shown}",

@@ -16,6 +16,7 @@ import soundfile
 
 from dia2_jax.audio import HOP, window_levels
 from dia2_jax.typing import Float
+from eval.page import render
 from eval.scoring.metric import Metric, Row
 from eval.scoring.report import NEITHER, groups_of, name_of, table_of
 from eval.scoring.summary import sources_in
@@ -56,20 +57,15 @@ def page(
       summary: as :func:`eval.scoring.summary.summarise` returns it.
       folder: of the run; the audio of its rows is read.
     """
-    from jinja2 import Environment
-
     sources = sources_in(summary)
     # What is judged: not the recordings, which are there to compare with.
     source = next((s for s in sources if s != RECORDING), RECORDING if sources else None)
     shown = [row for row in rows if row["source"] == source and "scores" in row]
     worst = sorted(shown, key=_badness, reverse=True)[:_TAKES]
     failures = summary["failures"]
-    template = Environment(autoescape=True).from_string(
-        Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return render(
+        Path(__file__).with_suffix(".html"),
         title=title,
-        style=(Path(__file__).parents[1] / "page.css").read_text(encoding="utf-8"),
         about=about,
         tables=[_table(group, summary, metrics) for group in groups_of(summary)],
         arrows=_ARROWS,
