@@ -96,9 +96,7 @@ class Session:
         rows = self._rows
         if rows is None or self._row.done or self.closed:
             return False
-        ready = rows.refresh()
-        self._did("text")
-        return not ready
+        return not self._refresh(rows)
 
     @property
     def truncated(self) -> bool:
@@ -150,11 +148,7 @@ class Session:
     def step(self) -> bool:
         """Compute one frame if the text received so far allows it; True if it did."""
         rows = self._rows
-        if rows is None or self._row.done:
-            return False
-        ready = rows.refresh()
-        self._did("text")
-        if not ready:
+        if rows is None or self._row.done or not self._refresh(rows):
             return False
         try:
             rows.step()
@@ -205,6 +199,11 @@ class Session:
             codes=codes,
             truncated=self.finished and self.truncated,
         )
+
+    def _refresh(self, rows: Rows) -> bool:
+        ready = rows.refresh()
+        self._did("text")
+        return ready
 
     def _did(self, what: str) -> None:
         if self.on_work is not None:
