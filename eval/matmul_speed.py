@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dia2_jax.nn.quantized import project_int8, quantize
+from dia2_jax.nn.quantized import project_int8, quantize, round_rows
 from dia2_jax.typing import Array
 from eval.latency_machine import describe, read_bandwidth, versions
 from eval.latency_statistics import summary
@@ -39,8 +39,7 @@ _LAST = (((1,), (1,)), ((), ()))
 def _narrow(held: tuple[Array, Array], x: Array, *, weights_left: bool) -> Array:
     """int8 products without what makes them float32 again, by the order of the operands."""
     weight, _ = held
-    peak = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    rounded = jnp.round(x * (127 / peak)).astype(jnp.int8)
+    rounded, _ = round_rows(x)
     if weights_left:
         return lax.dot_general(weight, rounded, _LAST, preferred_element_type=jnp.int32)
     return lax.dot_general(rounded, weight, _LAST, preferred_element_type=jnp.int32)
