@@ -18,10 +18,9 @@ from dia2_jax.errors import ConfigError
 from dia2_jax.typing import Float, Int
 from eval.command import integers, metric_options, names, resumable
 from eval.scoring import sources as making
-from eval.scoring.evaluation import conclude, evaluate, progress, start
+from eval.scoring.evaluation import conclude, evaluate, measuring, progress, start
 from eval.scoring.metric import Options, Row
 from eval.scoring.prompts import Prompt, read_sets
-from eval.scoring.registry import open_metrics
 from eval.scoring.run_folder import RunFolder
 from eval.scoring.takes import RECORDING, Take
 
@@ -241,10 +240,7 @@ def _run(
             f"--prompts {','.join(prompts)}: has no recordings; give a set whose rows have a path"
         )
     wanted = metrics or MEASURED
-    options = Options(asr, speaker_model, utmos)
-    left_out: list[str] = []
-    opened = open_metrics(options, left_out.append, wanted)
-    click.echo("".join(f"{line}\n" for line in left_out), err=True, nl=False)
+    opened, left_out = measuring(Options(asr, speaker_model, utmos), wanted)
     runtime, most, identity = making.open_codec(codec)
     counts = _counts(codebooks, most)
     maker = Resynthesis(runtime, counts)

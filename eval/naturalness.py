@@ -16,10 +16,9 @@ from dia2_jax import hub
 from dia2_jax.errors import ConfigError
 from eval.command import integers, metric_options, names, resumable
 from eval.scoring import sources as making
-from eval.scoring.evaluation import conclude, evaluate, progress, start
+from eval.scoring.evaluation import conclude, evaluate, measuring, progress, start
 from eval.scoring.metric import Options
 from eval.scoring.prompts import built_in, read_sets
-from eval.scoring.registry import open_metrics
 from eval.scoring.run_folder import RunFolder
 from eval.scoring.sources import Studio
 from eval.scoring.takes import GENERATED, RESYNTHESIS, SOURCES
@@ -210,10 +209,7 @@ def _run(
             f"--prompts {','.join(prompts)}: has no recordings, and nothing is to be generated; "
             "give a set with recordings, or leave out --codec-only and --sources"
         )
-    options = Options(asr, speaker_model, utmos)
-    left_out: list[str] = []
-    opened = open_metrics(options, left_out.append, metrics)
-    click.echo("".join(f"{line}\n" for line in left_out), err=True, nl=False)
+    opened, left_out = measuring(Options(asr, speaker_model, utmos), metrics)
     studio, identity = open_studio(checkpoint, wanted, overrides, dtype=dtype, mimi=mimi)
     identity["prompts"] = {each.name: each.digest for each in whole}
     identity["metrics"] = {metric.name: metric.identity() for metric in opened}

@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import click
+
 import dia2_jax
 from dia2_jax.audio import write_wav
 from dia2_jax.errors import NonFiniteError, ScriptError
 from eval import latency_machine
-from eval.scoring.metric import Metric, Row
+from eval.scoring.metric import Metric, Options, Row
 from eval.scoring.page import page
 from eval.scoring.prompts import Prompt, PromptSet
+from eval.scoring.registry import open_metrics
 from eval.scoring.report import report
 from eval.scoring.run_folder import Key, RunFolder
 from eval.scoring.summary import summarise
@@ -105,6 +108,19 @@ def conclude(
     folder.write_text("report.md", text)
     folder.write_text("report.html", page(title, about, summary, rows, metrics, folder.path))
     return text
+
+
+def measuring(options: Options, wanted: Sequence[str]) -> tuple[list[Metric], list[str]]:
+    """The metrics that can be had, and a line, told on standard error too, for each other one.
+
+    Raises:
+      ConfigError: there is no metric of a name in `wanted`.
+    """
+    left_out: list[str] = []
+    opened = open_metrics(options, left_out.append, wanted)
+    for line in left_out:
+        click.echo(line, err=True)
+    return opened, left_out
 
 
 def start(folder: RunFolder, program: str, about: Mapping[str, Any]) -> dict[str, str | None]:
