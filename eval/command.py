@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,14 +34,48 @@ def resumable(debug: bool) -> Iterator[None]:
         click.get_current_context().exit(INTERRUPTED)
 
 
-def integers(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:
+def listed(
+    what: str, take: Callable[[str], Any]
+) -> Callable[[click.Context, click.Parameter, str | None], list[Any] | None]:
+    """A click callback that splits at commas; no option at all is None.
+
+    Args:
+      what: what should have been given, for the message.
+      take: makes an item of its text; KeyError or ValueError where it cannot.
+    """
+
+    def callback(_: click.Context, __: click.Parameter, value: str | None) -> list[Any] | None:
+        if value is None:
+            return None
+        try:
+            return [take(part.strip()) for part in value.split(",")]
+        except (KeyError, ValueError):
+            raise click.BadParameter(what) from None
+
+    return callback
+
+
+_INTEGERS = listed("whole numbers separated by commas, such as 0,1,2", int)
+
+
+def integers(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> list[int] | None:
     """A click callback: ``0,1,2`` as numbers, each once."""
-    if value is None:
-        return None
+    found = _INTEGERS(context, parameter, value)
+    return None if found is None else list(dict.fromkeys(found))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """What ``--json PATH`` asks for.
+
+    Raises:
+      BadInput: it cannot be written.
+    """
     try:
-        return list(dict.fromkeys(int(part) for part in value.split(",")))
-    except ValueError:
-        raise click.BadParameter("whole numbers separated by commas, such as 0,1,2") from None
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"--json {path}: cannot be written ({error.strerror})") from error
 
 
 def names(_: click.Context, __: click.Parameter, value: Sequence[str]) -> list[str]:

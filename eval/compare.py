@@ -6,7 +6,6 @@ A and B are folders of `eval.naturalness`; the comparison itself is in `eval.sco
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import click
 
 from dia2_jax.errors import DataError, Dia2Error, describe
+from eval.command import write_json
 from eval.scoring.comparison import Difference, compare, differing_settings, read_run
 from eval.scoring.registry import METRICS
 from eval.scoring.summary import ALL
@@ -89,11 +89,7 @@ def main(first: Path, second: Path, groups: bool, target: Path | None) -> None:
         if group == ALL or groups:
             click.echo(f"## {source}, {group}\n\n{table(here)}\n")
     if target is not None:
-        text = json.dumps([as_json(d) for d in found], indent=2) + "\n"
-        try:
-            target.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"--json {target}: cannot be written ({error.strerror})") from error
+        write_json(target, [as_json(d) for d in found])
 
 
 if __name__ == "__main__":

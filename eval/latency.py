@@ -122,6 +122,7 @@ import click
 from click.core import ParameterSource
 
 from dia2_jax.errors import Dia2Error
+from eval.command import listed
 from eval.latency_cadences import CADENCES
 from eval.latency_compare import heading
 from eval.latency_compare import table as suite_table
@@ -138,17 +139,9 @@ from eval.latency_upstream import check_checkout, require
 def _listed(
     what: str, take: Callable[[str], Any]
 ) -> Callable[[click.Context, click.Parameter, str | None], list[Any] | None]:
-    """A callback that splits at commas; ``none`` is no item, no option at all is None."""
-
-    def callback(_: click.Context, __: click.Parameter, value: str | None) -> list[Any] | None:
-        if value is None or value == "none":
-            return None if value is None else []
-        try:
-            return [take(part.strip()) for part in value.split(",")]
-        except (KeyError, ValueError):
-            raise click.BadParameter(what) from None
-
-    return callback
+    """As :func:`eval.command.listed`; ``none`` is no item."""
+    some = listed(what, take)
+    return lambda *arguments: [] if arguments[2] == "none" else some(*arguments)
 
 
 def _size(text: str) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
+from eval.command import write_json
 from eval.latency_page import BUSY
 from eval.latency_suite import FIGURES, SUITE
 from train.command import BadInput
@@ -285,11 +286,7 @@ def main(first: Path, second: Path | None, across: bool, target: Path | None) ->
     differences = compare(one, two)
     click.echo(f"A: {heading(one)}\n\nB: {heading(two)}\n\n{comparison_table(differences)}")
     if target is not None:
-        content = [dataclasses.asdict(each) for each in differences]
-        try:
-            target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"--json {target}: cannot be written ({error.strerror})") from error
+        write_json(target, [dataclasses.asdict(each) for each in differences])
 
 
 if __name__ == "__main__":

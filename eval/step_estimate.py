@@ -24,6 +24,7 @@ import click
 from dia2_jax.config import Dia2Config
 from dia2_jax.convert.models import abstract_dia2
 from dia2_jax.errors import Dia2Error, describe
+from eval.command import listed
 from eval.latency_measure import default_positions
 from eval.latency_models import Source, frame_cache_bytes, frame_weights
 from eval.latency_process import MeasurementError
@@ -201,18 +202,12 @@ def sources() -> str:
     return "\n".join(lines)
 
 
-def _steps(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:
-    if value is None:
-        return None
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter("steps separated by commas, for example 100,1400") from None
+_STEPS = listed("steps separated by commas, for example 100,1400", int)
 
 
 @click.command(help="Bounds of frame times on accelerators, computed; see the module's docstring.")
 @click.option("--config", "names", required=True, metavar="NAMES", help="Shapes or checkpoints.")
-@click.option("--at", callback=_steps, metavar="STEPS", help="Positions, e.g. 100,1400.")
+@click.option("--at", callback=_STEPS, metavar="STEPS", help="Positions, e.g. 100,1400.")
 def main(names: str, at: list[int] | None) -> None:
     """Command line."""
     try:
