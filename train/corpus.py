@@ -27,7 +27,8 @@ OUT becomes
 
 \b
 A stopped program, however it ended, goes on where it was: run the same command again. A longer
-corpus begins with a shorter one: only size.hours may differ.
+corpus begins with a shorter one: only size.hours may differ, and size.first_shard, which leaves
+out the beginning.
 
 \b
 Exit status:

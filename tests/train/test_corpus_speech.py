@@ -269,6 +269,17 @@ def test_more_hours_add_to_what_is_there(config: CorpusConfig, tmp_path: Path) -
     assert (out / "train.jsonl").read_text().startswith(lines)
 
 
+def test_what_others_have_is_left_out(config: CorpusConfig, tmp_path: Path) -> None:
+    make_corpus(replace(config, size=replace(config.size, hours=0.015)), tmp_path / "whole")
+    later = replace(config.size, hours=0.003, first_shard=1)
+    make_corpus(replace(config, size=later), tmp_path / "later")
+    shards = sorted(path.name for path in (tmp_path / "later" / "shards").glob("train-*"))
+    assert shards and shards[0] == "train-00001"
+    whole = contents(tmp_path / "whole" / "shards")
+    for name, content in contents(tmp_path / "later" / "shards").items():
+        assert whole[name] == content
+
+
 def test_another_corpus_is_not_mixed_in(config: CorpusConfig, tmp_path: Path) -> None:
     out = tmp_path / "out"
     make_corpus(config, out, text_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +59,25 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "packed" / "data.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match="damaged"):
         Recordings(tmp_path / "packed")
+
+
+def test_several_become_one(tmp_path: Path) -> None:
+    parts = [write_recordings(tmp_path / f"{n}", count=3 + n, seed=n) for n in range(2)]
+    assert run(*parts, tmp_path / "packed").exit_code == 0
+    one, two, both = (Recordings(path) for path in (*parts, tmp_path / "packed"))
+    assert both.frames == one.frames + two.frames
+    np.testing.assert_array_equal(both[4].codes, two[1].codes)
+    assert both[4].words == two[1].words
+    assert both.manifest["parts"] == [one.manifest, two.manifest]
+    # And what came of it goes on growing.
+    assert run(tmp_path / "packed", parts[0], tmp_path / "more").exit_code == 0
+    assert len(Recordings(tmp_path / "more")) == 10
+
+
+def test_what_was_prepared_otherwise_is_not_mixed_in(tmp_path: Path) -> None:
+    one, two = (write_recordings(tmp_path / name) for name in ("one", "two"))
+    manifest = json.loads((two / "dia2_jax.json").read_text())
+    (two / "dia2_jax.json").write_text(json.dumps(manifest | {"max_padding": 10}))
+    found = run(one, two, tmp_path / "packed")
+    assert found.exit_code == 2 and "max_padding is 10" in found.output
+    assert not (tmp_path / "packed").exists()

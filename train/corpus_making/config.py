@@ -165,15 +165,19 @@ class SizeConfig:
       hours: of training speech; a longer corpus begins with a shorter one.
       validation, test: items held out, [single lines, dialogues].
       shard: items that are finished together; an interruption loses at most as many.
+      first_shard: training shards before this one are neither spoken nor counted: who has the
+        codes of a corpus makes only what comes after it.
     """
 
     hours: float
     validation: tuple[int, int] = (120, 40)
     test: tuple[int, int] = (200, 60)
     shard: int = 64
+    first_shard: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self, "hours", "shard")
+        require(self.first_shard >= 0, "first_shard", "must not be negative")
         for name in ("validation", "test"):
             require(min(getattr(self, name)) >= 0, name, "must not be negative")
 
