@@ -14,16 +14,19 @@ import click
 
 from dia2_jax.errors import DataError, Dia2Error, describe
 from eval.command import write_json
-from eval.scoring.comparison import Difference, compare, differing_settings, read_run
+from eval.scoring.comparison import FEWEST, Difference, compare, differing_settings, read_run
 from eval.scoring.registry import METRICS
 from eval.scoring.summary import ALL
 from train.command import BadInput
 
-EPILOG = """\b
+EPILOG = f"""\b
 Verdicts are of B against A, from a 95 % bootstrap interval of the difference over prompts:
   better, worse   the interval leaves out 0, on that side
   differs         it leaves out 0, and neither direction is better
   no evidence     it holds 0: more prompts or seeds may tell
+  no evidence: too few pairs (n of {FEWEST})
+                  the runs share n prompts with this figure; below {FEWEST} no interval is believed
+Seeds of a prompt are one pair: they make its figure steadier, not more prompts of it.
 
 \b
 With some forty figures, one or two leave out 0 by chance alone: trust those that you asked about
@@ -39,14 +42,15 @@ Exit status:
 def table(differences: Sequence[Difference]) -> str:
     """A Markdown table of them."""
     lines = [
-        "| figure | unit | better | A | B | B − A (95 %) | verdict | takes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| figure | unit | better | A | B | B − A (95 %) | verdict | prompts | takes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in differences:
         moved = f"{one.second - one.first:+.3g} ({one.low:+.3g} … {one.high:+.3g})"
         lines.append(
             f"| {one.metric}.{one.figure.name} | {one.figure.unit} | {one.figure.better} "
-            f"| {one.first:.4g} | {one.second:.4g} | {moved} | {one.verdict} | {one.takes} |"
+            f"| {one.first:.4g} | {one.second:.4g} | {moved} | {one.said} | {one.prompts} "
+            f"| {one.takes} |"
         )
     return "\n".join(lines)
 
@@ -59,6 +63,7 @@ def as_json(one: Difference) -> dict[str, Any]:
         "figure": one.figure.name,
         "unit": one.figure.unit,
         "better": one.figure.better,
+        "too_few": one.prompts < FEWEST,
     }
 
 
@@ -88,6 +93,13 @@ def main(first: Path, second: Path, groups: bool, target: Path | None) -> None:
         here = [d for d in found if (d.source, d.group) == (source, group)]
         if group == ALL or groups:
             click.echo(f"## {source}, {group}\n\n{table(here)}\n")
+    few = [d for d in found if d.group == ALL and d.prompts < FEWEST]
+    if few:
+        click.echo(
+            f"note: {len(few)} of {sum(d.group == ALL for d in found)} figures rest on too few "
+            f"pairs for a verdict: it takes {FEWEST} prompts that both runs have",
+            err=True,
+        )
     if target is not None:
         write_json(target, [as_json(d) for d in found])
 

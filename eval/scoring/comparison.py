@@ -4,6 +4,8 @@ Takes are paired by set, prompt, source and seed; what only one run has is left 
 difference is that of the two runs' ratios over the same takes. Its interval comes from resampling
 **prompts**, with the takes of both runs together: what is hard in one is hard in the other, which
 an interval of each run by itself would count as noise.
+
+Below `FEWEST` prompts there is no verdict, however far the interval is from 0.
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ from eval.scoring.run_folder import Key, read_rows
 from eval.scoring.summary import INTERVAL, RESAMPLES, grouped
 
 Verdict = Literal["better", "worse", "differs", "no evidence"]
+
+#: Paired prompts from which an interval is judged. Where 3 prompts all move one way, which chance
+#: does in one case of 4, every resample leaves out 0. Six are what the sign test needs to reach 5 %
+#: on two sides: 2 / 2⁶ = 3 %, where 2 / 2⁵ = 6 %.
+FEWEST = 6
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,11 @@ class Difference:
       figure: what it is.
       first, second: value in each run.
       low, high: interval of ``second - first``.
-      takes: pairs that it rests on.
-      verdict: of the second run against the first. ``differs`` where neither direction is better.
+      takes: pairs of takes that it rests on.
+      prompts: of these takes, those with something to compare in both runs; a prompt's seeds are
+        one.
+      verdict: of the second run against the first. ``differs`` where neither direction is better;
+        ``no evidence`` of fewer prompts than `FEWEST`.
     """
 
     source: str
@@ -55,7 +65,15 @@ class Difference:
     low: float
     high: float
     takes: int
+    prompts: int
     verdict: Verdict
+
+    @property
+    def said(self) -> str:
+        """The verdict, and why there is none where the interval was not even asked."""
+        if self.prompts < FEWEST:
+            return f"{self.verdict}: too few pairs ({self.prompts} of {FEWEST})"
+        return self.verdict
 
 
 def read_run(path: Path) -> Run:
@@ -147,12 +165,13 @@ def _difference(
     low, high = np.quantile(two - one, ends)
     # A change from 0.8 to 1.2 is a large one, and neither better nor worse.
     off = np.quantile(abs(two - 1) - abs(one - 1), ends)
-    judged = verdict(figure, *(off if figure.better == "near 1" else (low, high)))
-    if len(table) == 1:
-        judged = "no evidence"  # one prompt says nothing about others
+    prompts = int(((table[:, 1] > 0) & (table[:, 3] > 0)).sum())
+    judged: Verdict = "no evidence"
+    if prompts >= FEWEST:
+        judged = verdict(figure, *(off if figure.better == "near 1" else (low, high)))
     yield Difference(
         source, group, metric, figure, float(first), float(second), float(low), float(high),
-        len(pairs), judged,
+        len(pairs), prompts, judged,
     )  # fmt: skip
 
 

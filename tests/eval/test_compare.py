@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from eval.compare import main
 from eval.scoring import comparison
-from eval.scoring.comparison import compare, read_run, verdict
+from eval.scoring.comparison import FEWEST, compare, read_run, verdict
 from eval.scoring.metric import Figure
 from eval.scoring.registry import METRICS
 
@@ -71,7 +71,12 @@ def run(*arguments: object) -> Result:
 def test_a_run_and_itself_show_no_evidence_of_anything(tmp_path: Path) -> None:
     same = write_run(tmp_path / "a")
     found = verdicts(same, same)
-    assert {"intelligibility.wer", "signal.level", "dialogue.gap", "dialogue.run_on"} <= set(found)
+    assert {
+        "intelligibility.wer",
+        "signal.level",
+        "dialogue.gap",
+        "dialogue.run_on",
+    } <= set(found)
     assert set(found.values()) == {"no evidence"}
 
 
@@ -105,8 +110,36 @@ def test_pairing_sees_what_two_separate_intervals_would_not(tmp_path: Path) -> N
 def test_only_what_both_have_is_compared(tmp_path: Path) -> None:
     long, short = write_run(tmp_path / "a"), write_run(tmp_path / "b", count=10)
     assert {d.takes for d in compare(read_run(long), read_run(short), METRICS)} <= {10, 20}
-    one = write_run(tmp_path / "c", more_errors, count=1)
-    assert set(verdicts(long, one).values()) == {"no evidence"}  # one prompt
+
+
+def test_few_prompts_give_no_verdict_and_say_why(tmp_path: Path) -> None:
+    """All prompts are worse by the same, so that every interval leaves out 0."""
+
+    def lower(scores: dict[str, Any], rng: np.random.Generator) -> None:
+        scores["signal"]["peak"] += 3.0
+        scores["signal"]["floor"] += 3.0
+
+    plain = write_run(tmp_path / "plain")
+    for count, expected in ((1, "no evidence"), (FEWEST - 1, "no evidence"), (FEWEST, "worse")):
+        worse = write_run(tmp_path / f"worse{count}", lower, count=count)
+        found = compare(read_run(plain), read_run(worse), METRICS)
+        (floor,) = (d for d in found if d.group == "all" and d.figure.name == "floor")
+        assert floor.low > 0 and floor.verdict == expected
+        # Two seeds are two takes and one prompt.
+        assert (floor.prompts, floor.takes) == (count, 2 * count)
+        shown = run(plain, worse)
+        few = f"| no evidence: too few pairs ({count} of {FEWEST}) | {count} | {2 * count} |"
+        assert (few in shown.stdout) == ("too few pairs" in shown.stderr) == (count < FEWEST)
+    assert f"too few pairs (n of {FEWEST})" in run("--help").stdout
+
+
+def test_a_prompt_without_the_figure_is_no_pair() -> None:
+    """Five prompts have gaps; twenty have turns without one, which say nothing of gaps."""
+    figure = Figure("gap", "s", "lower", "", lambda scores: None)
+    pairs = [(n, (0.2, 1.0), (0.4, 1.0)) for n in range(FEWEST - 1)]
+    pairs += [(n, (0.0, 0.0), (0.0, 0.0)) for n in range(10, 30)]
+    (found,) = comparison._difference("generated", "all", "m", figure, pairs)
+    assert found.prompts == FEWEST - 1 and found.verdict == "no evidence"
 
 
 def test_directions() -> None:
@@ -144,6 +177,7 @@ def test_the_program(tmp_path: Path) -> None:
     assert 'settings: {} | {"cfg_scale": 2.0}' in found.stderr
     rows = json.loads((tmp_path / "out.json").read_text())
     assert {row["group"] for row in rows} == {"all", "lines: line"}
+    assert {(row["prompts"], row["too_few"]) for row in rows} == {(40, False)}
     assert "## generated, lines: line" in run(plain, worse, "--groups").stdout
     missing = run(plain, tmp_path / "nothing")
     assert missing.exit_code == 2 and "holds no run" in missing.stderr

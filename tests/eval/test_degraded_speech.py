@@ -36,8 +36,12 @@ from eval.scoring.word_times import WordTimes
 
 SPEECH = Path(__file__).parent.parent / "golden" / "speech"
 NAMES = ("garden", "harbour", "pause", "river", "tickets")
-#: Those of whole runs.
-FEW = ("pause", "tickets")
+#: Those of whole runs: phrases of them, by the first word and the one after the last. Short, and as
+#: many as `compare` asks for.
+PHRASES = (
+    ("river", 0, 6), ("river", 6, 16), ("garden", 0, 8), ("garden", 8, 16), ("harbour", 8, 20),
+    ("tickets", 0, 11), ("pause", 5, 15),
+)  # fmt: skip
 KINDS = (Quality, Signal, Stopping, VoiceActivity, WordTimes, Dialogue, Prosody)
 
 Degrade = Callable[[Take], Take]
@@ -60,6 +64,24 @@ def recorded(name: str) -> Take:
                 read_audio(SPEECH / f"{name}.mp3"), RATE, words)  # fmt: skip
     start, end = take.audible
     return replace(take, reference_seconds=end - start)
+
+
+def phrase(name: str, first: int, end: int) -> Take:
+    """Some words of a recording, each side cut 0.1 s before the next word, in a pause."""
+    whole = recorded(name)
+    words = whole.words[first:end]
+    edges = [0.0, *(w.start - 0.1 for w in whole.words[1:]), whole.seconds]
+    begin, stop = edges[first], edges[end]
+    moved = tuple(replace(w, start=w.start - begin, end=(w.end or 0) - begin) for w in words)
+    script = " ".join(f"{word.speaker} {word.text}" for word in words)
+    take = replace(
+        whole,
+        prompt=Prompt("speech", f"{name}-{first}", "line", script),
+        wave=whole.wave[round(begin * RATE) : round(stop * RATE)],
+        words=moved,
+    )
+    first_sound, last_sound = take.audible
+    return replace(take, reference_seconds=last_sound - first_sound)
 
 
 def noisy(take: Take, below: float = 10.0) -> Take:
@@ -222,12 +244,13 @@ def test_swapped_voices_are_heard_by_resemblyzer() -> None:
 
 
 def make_run(folder: Path, metrics: list[Metric], degrade: Degrade = lambda take: take) -> Path:
-    """A run over the recordings as if a model had spoken them."""
-    prompts = PromptSet("speech", folder, "0", tuple(recorded(name).prompt for name in FEW))
+    """A run over the phrases as if a model had spoken them."""
+    takes = {take.prompt.id: take for take in (phrase(*one) for one in PHRASES)}
+    prompts = PromptSet("speech", folder, "0", tuple(take.prompt for take in takes.values()))
     run = RunFolder(folder, {"checkpoint": folder.name})
     run.describe({})
     evaluate(
-        lambda source, prompt, seed: degrade(recorded(prompt.id)),
+        lambda source, prompt, seed: degrade(takes[prompt.id]),
         [prompts],
         metrics,
         run,
@@ -252,7 +275,7 @@ def test_runs_agree_and_a_degraded_copy_is_worse_where_it_was_degraded(
         assert {"quality.overall", "dialogue.gap", "word_times.difference"} <= set(found)
         assert set(found.values()) == {"no evidence"}
 
-    worse = make_run(tmp_path / "worse", used, lambda take: late(noisy(repeating(take, 2.5), 20)))
+    worse = make_run(tmp_path / "worse", used, lambda take: late(noisy(repeating(take), 20)))
     found = verdicts(plain, worse)
     changed = {name for name, what in found.items() if what != "no evidence"}
     # DNSMOS's opinion of the speech apart from the background may rise with soft noise.
