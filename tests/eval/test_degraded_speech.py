@@ -7,7 +7,7 @@ degraded copy through `eval.compare`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,14 +116,24 @@ def repeating(take: Take, seconds: float = 1.5) -> Take:
     return replace(take, wave=np.concatenate([take.wave[:end], tail, take.wave[end:]]))
 
 
-def apart(take: Take, seconds: float = 0.5) -> Take:
-    """More silence at every change of speaker; words are reported where they are then."""
+def changes(take: Take) -> list[int]:
+    """Places of the words at which another speaker begins."""
+    speakers = [word.speaker for word in take.words]
+    return [n for n in range(1, len(speakers)) if speakers[n] != speakers[n - 1]]
+
+
+def apart(take: Take, places: Sequence[int], seconds: float = 0.512) -> Take:
+    """More silence before some words (16 steps of the detector); all are reported where they are
+    then. Less than none moves what follows back over what is before, and mixes them."""
     wave, words, added = take.wave, [], 0.0
-    for before, word in zip((None, *take.words), take.words, strict=False):
-        if before is not None and before.speaker != word.speaker:
-            place = round((word.start - 0.05 + added) * RATE)
-            silence = np.zeros(round(seconds * RATE), np.float32)
-            wave, added = np.concatenate([wave[:place], silence, wave[place:]]), added + seconds
+    for place, word in enumerate(take.words):
+        if place in places:
+            at = round((word.start - 0.05 + added) * RATE)
+            moved = at + round(seconds * RATE)
+            together = np.zeros(len(wave) + moved - at, np.float32)
+            together[:at] = wave[:at]
+            together[moved:] += wave[at:]
+            wave, added = together, added + seconds
         words.append(replace(word, start=word.start + added, end=(word.end or 0) + added))
     return replace(take, wave=wave, words=tuple(words))
 
@@ -207,12 +217,36 @@ def test_a_repeated_tail_is_sound_and_speech_after_the_text(metrics: dict[str, M
 
 def test_gaps_grow_by_what_is_put_in(metrics: dict[str, Metric]) -> None:
     take = recorded("tickets")
-    before, after = (score(metrics["dialogue"], one) for one in (take, apart(take, 0.5)))
-    assert len(before["gap_lengths"]) == len(after["gap_lengths"]) == 2
-    for one, other in zip(before["gap_lengths"], after["gap_lengths"], strict=True):
-        assert other - (one or 0.0) == pytest.approx(0.5, abs=0.05)
+    wider = apart(take, changes(take), 0.512)
+    before, after = (score(metrics["dialogue"], one)["gap_lengths"] for one in (take, wider))
+    # By the recording's own word times 0.34 and 0.37 s, which the detector hears 0.05 s shorter.
+    assert before == pytest.approx([0.29, 0.32], abs=0.035)
+    assert np.array(after) - before == pytest.approx([0.512, 0.512], abs=0.05)
     # The audio and what is reported of it moved together.
-    assert score(metrics["word_times"], apart(take, 0.5))["difference"] < 40
+    assert score(metrics["word_times"], wider)["difference"] < 40
+
+
+def test_a_pause_inside_a_turn_leaves_the_gaps(metrics: dict[str, Metric]) -> None:
+    take = recorded("tickets")
+    (first, second) = changes(take)
+    # After "Yes," and before "newspaper." and "dinner.".
+    hesitant = apart(take, [first + 1, second - 1, len(take.words) - 1], 0.608)
+    before, after = (score(metrics["dialogue"], one)["gap_lengths"] for one in (take, hesitant))
+    assert after == pytest.approx(before, abs=0.05)
+
+
+@pytest.mark.parametrize("moved", [0.36, 0.64])
+def test_overlapping_and_touching_turns_are_changes_without_a_gap(
+    metrics: dict[str, Metric], moved: float
+) -> None:
+    """Turns that meet, and turns that overlap by 0.3 s: both count, nothing tells them apart."""
+    take = recorded("tickets")
+    closer = apart(take, changes(take), -moved)
+    scores = [score(metrics["dialogue"], one) for one in (take, closer)]
+    assert scores[1]["gap_lengths"] == [None, None]
+    rows = [{"source": str(n), "scores": {"dialogue": one}} for n, one in enumerate(scores)]
+    related = Dialogue.relate(rows)
+    assert [(one["run_on"], one["changes"]) for one in related] == [(0, 2), (2, 2)]
 
 
 def test_swapped_voices_are_heard_by_resemblyzer() -> None:

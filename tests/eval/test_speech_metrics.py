@@ -19,6 +19,7 @@ from eval.scoring.scripts import SpokenWord
 from eval.scoring.signal import Signal
 from eval.scoring.summary import summarise
 from eval.scoring.takes import Take
+from eval.scoring.voice_activity import speech_spans
 
 RATE = 24_000
 
@@ -100,29 +101,80 @@ def test_pauses_have_their_place_and_length() -> None:
 # ----------------------------------------------------------------------------------------- dialogue
 
 
-def test_gaps_between_speakers_and_turns_without_one() -> None:
-    metric = Dialogue.open(Options())
-    turns = (word(0.0), word(0.5), word(1.3, 2), word(2.0, 1))
-    parts = (buzz(1.0), silence(0.25), buzz(0.8, 200), silence(0.15), buzz(0.6))
-    take = make_take(*parts, words=turns)
-    scores = metric.score(take)
+def loud(wave: np.ndarray) -> list[float]:
+    """Hears speech in every 32 ms that sound, which are the steps of the real detector."""
+    return [float(np.abs(wave[i : i + 512]).mean() > 0.01) for i in range(0, len(wave), 512)]
+
+
+@pytest.fixture
+def turns() -> Dialogue:
+    return Dialogue(loud, {})
+
+
+def gaps(metric: Dialogue, *parts: np.ndarray, words: tuple[SpokenWord, ...]) -> list[float | None]:
+    scores = metric.score(make_take(*parts, words=words))
     assert scores is not None
-    assert scores["gaps_at"] == [1.3, 2.0]
-    assert scores["gap_lengths"] == pytest.approx([0.25, 0.15], abs=0.025)
+    return list(scores["gap_lengths"])
+
+
+def test_gaps_between_speakers_and_turns_without_one(turns: Dialogue) -> None:
+    words = (word(0.0), word(0.5), word(1.25, 2), word(2.0, 1))
+    # Whole steps of the detector; the last turn is reported 0.17 s early.
+    parts = (buzz(0.96), silence(0.256), buzz(0.8, 200), silence(0.16), buzz(0.64))
+    take = make_take(*parts, words=words)
+    scores = turns.score(take)
+    assert scores is not None
+    assert scores["gaps_at"] == [1.25, 2.0]
+    assert scores["gap_lengths"] == pytest.approx([0.256, 0.16], abs=0.001)
     together = make_take(buzz(1.0), buzz(1.0, 200), words=(word(0.0), word(1.0, 2)), name="b")
     alone = make_take(buzz(1.0), words=(word(0.0), word(0.5)))
-    assert metric.score(alone) is None
+    assert turns.score(alone) is None
+    assert turns.score(make_take(silence(2.0), words=words)) is None
     rows = [
         {
             "set": "set", "id": each.prompt.id, "kind": "line", "source": "generated", "seed": 0,
-            "scores": {"dialogue": metric.score(each)},
+            "scores": {"dialogue": turns.score(each)},
         }
         for each in (take, together)
     ]  # fmt: skip
-    found = summarise(rows, [metric])["figures"]["generated"]["all"]["dialogue"]
-    assert found["gap"]["value"] == pytest.approx(0.2, abs=0.02)
-    assert found["gap_spread"]["value"] == pytest.approx(0.05, abs=0.02)
-    assert found["run_on"]["value"] == pytest.approx(100 / 3)
+    found = summarise(rows, [turns])["figures"]["generated"]["all"]["dialogue"]
+    assert found["gap"]["value"] == pytest.approx(0.208, abs=0.001)
+    assert found["gap_spread"]["value"] == pytest.approx(0.048, abs=0.001)
+    assert found["overlap_at_most"]["value"] == pytest.approx(100 / 3)
+
+
+def test_a_pause_inside_a_turn_is_no_gap(turns: Dialogue) -> None:
+    """Both pauses are near the change, and longer than what is between the turns."""
+    after = (buzz(0.96), buzz(0.16, 200), silence(0.192), buzz(0.64, 200))
+    assert gaps(turns, *after, words=(word(0.0), word(0.96, 2), word(1.312, 2))) == [None]
+    before = (buzz(0.64), silence(0.32), buzz(0.16), buzz(0.64, 200))
+    assert gaps(turns, *before, words=(word(0.0), word(0.96), word(1.12, 2))) == [None]
+    # With a gap, too, it is the gap that counts.
+    both = (buzz(0.96), silence(0.096), buzz(0.16, 200), silence(0.32), buzz(0.64, 200))
+    words = (word(0.0), word(1.056, 2), word(1.536, 2))
+    assert gaps(turns, *both, words=words) == pytest.approx([0.096], abs=0.001)
+
+
+@pytest.mark.parametrize("late", [-0.16, 0.0, 0.16])
+def test_a_gap_is_found_though_words_are_reported_two_frames_off(
+    turns: Dialogue, late: float
+) -> None:
+    """The turn's second word follows 0.2 s after the first."""
+    parts = (silence(0.32), buzz(0.96), silence(0.256), buzz(0.96, 200))
+    words = tuple(word(t + late, n) for t, n in ((0.32, 1), (0.9, 1), (1.536, 2), (1.736, 2)))
+    assert gaps(turns, *parts, words=words) == pytest.approx([0.256], abs=0.001)
+
+
+def test_what_the_detector_wavers_by_is_neither_pause_nor_speech() -> None:
+    def spans(*speech: int) -> list[tuple[float, float]]:
+        step = 512 / 16_000
+        found = speech_spans(lambda wave: [float(x) for x in speech], np.zeros(512), 16_000)
+        return [(round(a / step), round(b / step)) for a, b in found]
+
+    assert spans(0, 1, 1, 0, 1, 1, 0) == [(1, 6)]
+    assert spans(1, 1, 0, 0, 1, 1) == [(0, 2), (4, 6)]
+    assert spans(1, 1, 0, 0, 1, 0, 0, 1, 1) == [(0, 2), (7, 9)]
+    assert spans(0, 0) == []
 
 
 # ------------------------------------------------------------------------------------------ prosody
