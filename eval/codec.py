@@ -18,7 +18,15 @@ from dia2_jax.errors import ConfigError
 from dia2_jax.typing import Float, Int
 from eval.command import integers, metric_options, names, resumable
 from eval.scoring import sources as making
-from eval.scoring.evaluation import conclude, evaluate, measuring, progress, start
+from eval.scoring.evaluation import (
+    EXIT_STATUS,
+    conclude,
+    evaluate,
+    finish,
+    measuring,
+    progress,
+    start,
+)
 from eval.scoring.metric import Options, Row
 from eval.scoring.prompts import Prompt, read_sets
 from eval.scoring.run_folder import RunFolder
@@ -32,7 +40,7 @@ MEASURED = (
     "intelligibility", "quality", "utmos", "fidelity", "perceived", "signal", "speakers", "prosody",
 )  # fmt: skip
 
-EPILOG = """\b
+EPILOG = f"""\b
 Prompts are JSON Lines files with recordings, such as the manifest of a corpus; their format is in
 eval/prompts/README.md. Each is scored as it is and through the codec with every number of codebooks
 in --codebooks, and once more streamed: a frame at a time through both ends, with all of them.
@@ -53,12 +61,7 @@ and of the codes how much of every codebook is used.
 OUT holds the files of a run of eval.naturalness; codebooks.json says how codebooks are used. A
 stopped run goes on where it was, with the same command. eval.compare compares two runs.
 
-\b
-Exit status:
-  0    done, however it sounds
-  2    a codec, prompt, option or folder cannot be used: the message says why
-  130  interrupted (Ctrl-C)
-"""
+{EXIT_STATUS.format(unusable="a codec, prompt, option or folder")}"""
 
 
 class Resynthesis:
@@ -239,6 +242,7 @@ def _run(
         raise ConfigError(
             f"--prompts {','.join(prompts)}: has no recordings; give a set whose rows have a path"
         )
+    making.check_files(sets)
     wanted = metrics or MEASURED
     opened, left_out = measuring(Options(asr, speaker_model, utmos), wanted)
     runtime, most, identity = making.open_codec(codec)
@@ -275,7 +279,7 @@ def _run(
     text = conclude(folder, rows, opened, about, f"Codec {codec}", usage_table(usage, rows))
     if not quiet:
         click.echo(text)
-    click.echo(f"{out / 'report.md'}: {len(rows)} takes", err=True)
+    finish(folder, rows)
 
 
 def _counts(asked: Sequence[int] | None, most: int) -> list[int]:

@@ -15,8 +15,17 @@ import click
 from dia2_jax import hub
 from dia2_jax.errors import ConfigError
 from eval.command import integers, metric_options, names, resumable
+from eval.latency_machine import package_versions
 from eval.scoring import sources as making
-from eval.scoring.evaluation import conclude, evaluate, measuring, progress, start
+from eval.scoring.evaluation import (
+    EXIT_STATUS,
+    conclude,
+    evaluate,
+    finish,
+    measuring,
+    progress,
+    start,
+)
 from eval.scoring.metric import Options
 from eval.scoring.prompts import built_in, read_sets
 from eval.scoring.run_folder import RunFolder
@@ -60,12 +69,7 @@ OUT becomes
 A stopped run goes on where it was: run the same command again, with more seeds or a higher limit if
 you like. The seed of a take is made of the run's seed and the prompt's id.
 
-\b
-Exit status:
-  0    done, however well it speaks
-  2    a checkpoint, prompt, option or folder cannot be used: the message says why
-  130  interrupted (Ctrl-C)
-"""
+{EXIT_STATUS.format(unusable="a checkpoint, prompt, option or folder")}"""
 
 
 def open_studio(
@@ -75,6 +79,7 @@ def open_studio(
     *,
     dtype: str = "float32",
     mimi: str | None = None,
+    recognizer: object = "base",
 ) -> tuple[Studio, dict[str, Any]]:
     """What makes the takes, and what these depend on (for the run's identity).
 
@@ -82,6 +87,7 @@ def open_studio(
       checkpoint: what ``Dia2.from_pretrained`` takes; a codec's folder where nothing is generated.
       wanted: sources of takes; what none of them needs is not loaded.
       overrides: of the model's own settings, ``name=value``.
+      recognizer: as `Studio` takes it.
 
     Raises:
       HubError, ConfigError, CheckpointError: it cannot be found or loaded.
@@ -97,7 +103,8 @@ def open_studio(
         identity["codec"] = making.codec_identity(files.mimi, model.config.data.codebooks)
         settings = making.read_settings(overrides, model.defaults)
         identity["settings"] = {**dataclasses.asdict(settings), "dtype": dtype}
-        return Studio(model, model.codec, model.config.data.codebooks, settings), identity
+        codebooks = model.config.data.codebooks
+        return Studio(model, model.codec, codebooks, settings, recognizer), identity
     if RESYNTHESIS not in wanted:
         return Studio(), identity
 
@@ -209,8 +216,15 @@ def _run(
             f"--prompts {','.join(prompts)}: has no recordings, and nothing is to be generated; "
             "give a set with recordings, or leave out --codec-only and --sources"
         )
+    making.check_files(sets)
+    recognizer = making.voice_recognizer(sets, asr) if GENERATED in wanted else None
     opened, left_out = measuring(Options(asr, speaker_model, utmos), metrics)
-    studio, identity = open_studio(checkpoint, wanted, overrides, dtype=dtype, mimi=mimi)
+    studio, identity = open_studio(
+        checkpoint, wanted, overrides, dtype=dtype, mimi=mimi, recognizer=recognizer
+    )
+    if recognizer is not None:  # what is spoken depends on what it heard in the voices
+        heard_by = {"asr": Path(asr).name, **package_versions("faster-whisper", "ctranslate2")}
+        identity["voices"] = heard_by
     identity["prompts"] = {each.name: each.digest for each in whole}
     identity["metrics"] = {metric.name: metric.identity() for metric in opened}
     folder = RunFolder(out, identity)
@@ -245,7 +259,7 @@ def _run(
     text = conclude(folder, rows, opened, about, f"Naturalness of {checkpoint}")
     if not quiet:
         click.echo(text)
-    click.echo(f"{out / 'report.md'}: {len(rows)} takes", err=True)
+    finish(folder, rows)
 
 
 if __name__ == "__main__":

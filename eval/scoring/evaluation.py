@@ -1,4 +1,10 @@
-"""A run: every take that is asked for made, scored and kept, then summed up and reported."""
+"""A run: every take that is asked for made, scored and kept, then summed up and reported.
+
+What is wrong with one prompt ends its take and not the run: the take's row has an ``error`` in
+place of scores, is counted as failed in summary and report, and stays so when the run goes on.
+Files that are not there at all are found before anything is loaded, by
+`eval.scoring.sources.check_files`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,13 @@ import click
 
 import dia2_jax
 from dia2_jax.audio import write_wav
-from dia2_jax.errors import NonFiniteError, ScriptError
+from dia2_jax.errors import (
+    AlignmentError,
+    AudioError,
+    NonFiniteError,
+    PrefixError,
+    ScriptError,
+)
 from eval import latency_machine
 from eval.scoring.metric import Metric, Options, Row
 from eval.scoring.page import page
@@ -23,6 +35,23 @@ from eval.scoring.report import report
 from eval.scoring.run_folder import Key, RunFolder
 from eval.scoring.summary import summarise
 from eval.scoring.takes import RECORDING, Take
+
+#: What one prompt's script, voice or recording can be the reason of; stress scripts are meant to.
+OF_ONE_TAKE = (ScriptError, PrefixError, AlignmentError, AudioError, NonFiniteError)
+
+#: What the two programs end with.
+EXIT_STATUS = """\b
+A take that cannot be made, because of its script, voice or recording, is a row with an error: it is
+counted as failed, and not tried again unless you delete its line from utterances.jsonl.
+
+\b
+Exit status:
+  0    done, however it sounds; takes that failed are counted in the report
+  1    every take failed: the report says why
+  2    {unusable} cannot be used, or a file
+       that a prompt names is not there: the message says why, and nothing is made
+  130  interrupted (Ctrl-C)
+"""
 
 
 def evaluate(
@@ -42,10 +71,8 @@ def evaluate(
       progress: wraps the list of what is still to do, such as ``tqdm``.
 
     Returns:
-      The rows of all takes that were asked for, in the order of the prompts.
-
-    Raises:
-      AudioError: a recording cannot be read.
+      The rows of all takes that were asked for, in the order of the prompts. One that could not be
+      made (`OF_ONE_TAKE`) has ``error``, the message, and neither audio nor scores.
     """
     prompts = {(s.name, prompt.id): prompt for s in sets for prompt in s.prompts}
     keys: list[Key] = [
@@ -66,8 +93,9 @@ def evaluate(
         }
         try:
             take = make(source, prompt, seed)
-        except (ScriptError, NonFiniteError) as error:
-            # Stress scripts are there to be refused; the run goes on, and counts it.
+            # A metric may read the voice that the prompt names.
+            scores = {metric.name: metric.score(take) for metric in metrics}
+        except OF_ONE_TAKE as error:
             folder.add({**row, "error": str(error)})
             continue
         if source == RECORDING:
@@ -82,10 +110,18 @@ def evaluate(
             for word in take.words
         ]
         row |= take.about
-        scores = {metric.name: metric.score(take) for metric in metrics}
         row["scores"] = {name: found for name, found in scores.items() if found is not None}
         folder.add(row)
     return [folder.rows[row_key] for row_key in keys]
+
+
+def finish(folder: RunFolder, rows: Sequence[Row]) -> None:
+    """Say on standard error where the report is and how many takes failed; status 1 if all did."""
+    failed = sum("error" in row for row in rows)
+    told = f", failed: {failed}" if failed else ""
+    click.echo(f"{folder.path / 'report.md'}: {len(rows)} takes{told}", err=True)
+    if failed == len(rows):
+        click.get_current_context().exit(1)
 
 
 def conclude(

@@ -50,12 +50,12 @@ def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) 
     """The figures of a group of takes.
 
     Returns:
-      ``group``, ``sources``, ``takes`` (how many of each, as text) and ``rows``, one a figure that
-      some source has: ``metric``, ``name``, ``unit``, ``better``, ``about``, ``cells``. A cell has
-      ``value``, ``low`` and ``high`` as text; None where the source lacks the figure.
+      ``group``, ``sources``, ``takes`` (how many of each, and failed, as text) and ``rows``, one a
+      figure that some source has: ``metric``, ``name``, ``unit``, ``better``, ``about``, ``cells``.
+      A cell has ``value``, ``low`` and ``high`` as text; None where the source lacks the figure.
     """
     sources = sources_in(summary, group)
-    takes = ", ".join(f"{s} {summary['counts'][s][group]['takes']}" for s in sources)
+    takes = ", ".join(f"{s} {_counted(summary['counts'][s][group])}" for s in sources)
     found = []
     for metric in metrics:
         for figure in metric.figures:
@@ -91,6 +91,10 @@ def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) ->
         name = f"{row['metric']}.{row['name']}"
         lines.append(f"| {name} | {row['unit']} | {row['better']} | {shown} | {row['about']} |")
     return [*lines, ""]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return f"{counts['takes']}" + (f" (failed: {counts['failed']})" if counts["failed"] else "")
 
 
 def _estimate(cell: Mapping[str, str] | None) -> str:

@@ -15,11 +15,20 @@ import yaml
 
 from dia2_jax import hub
 from dia2_jax.audio import SAMPLE_RATE, read_audio, to_pcm16, voiced_span
-from dia2_jax.errors import ConfigError, suggest
+from dia2_jax.errors import (
+    AlignmentError,
+    AudioError,
+    ConfigError,
+    DataError,
+    Dia2Error,
+    PrefixError,
+    suggest,
+)
 from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.text.tokenizer import SPEAKER_TAGS
+from dia2_jax.transcribe import load_recognizer
 from dia2_jax.typing import Float
-from eval.scoring.prompts import Prompt, PromptVoice
+from eval.scoring.prompts import Prompt, PromptSet, PromptVoice
 from eval.scoring.scripts import with_speakers
 from eval.scoring.takes import GENERATED, RECORDING, RESYNTHESIS, Take
 
@@ -37,6 +46,7 @@ class Studio:
       codec: resynthesises; None where nothing is.
       codebooks: of the codec, those that are kept.
       settings: of generation; None for the model's own.
+      recognizer: transcribes voices without a text, as `dia2_jax.voice.prepare_voice` takes it.
     """
 
     def __init__(
@@ -45,20 +55,22 @@ class Studio:
         codec: Codec | None = None,
         codebooks: int | None = None,
         settings: GenerationConfig | None = None,
+        recognizer: object = "base",
     ) -> None:
         self._model, self._codec, self._codebooks = model, codec, codebooks
-        self._settings = settings
+        self._settings, self._recognizer = settings, recognizer
         # A prompt's takes are made one after another.
         self._read = functools.lru_cache(maxsize=2)(read_audio)
-        self._prepared: dict[PromptVoice, Voice] = {}
+        self._prepared: dict[PromptVoice, Voice | Dia2Error] = {}
 
     def take(self, source: str, prompt: Prompt, run_seed: int | None = None) -> Take:
         """A take of a prompt; what is scored is what a 16-bit file of it holds.
 
-          Raises:
-            ScriptError: the model finds nothing to speak.
-            AudioError: the reference cannot be read.
-        PrefixError: a voice cannot be gone on from.
+        Raises:
+          ScriptError: the model finds nothing to speak.
+          AudioError: the reference or a voice cannot be read.
+          PrefixError, AlignmentError: a voice cannot be gone on from.
+          NonFiniteError: the model computes NaN.
         """
         if source == GENERATED:
             assert run_seed is not None
@@ -96,6 +108,7 @@ class Studio:
 
         assert self._model is not None
         voices = self._voices(prompt)
+        reference_seconds = self._reference_seconds(prompt)  # if it cannot be read, do not speak
         with CompileWatch() as watch:
             start = time.perf_counter()
             result = self._model.generate(prompt.script, self._settings, seed=seed, voices=voices)
@@ -107,22 +120,32 @@ class Studio:
             rate=result.sample_rate,
             words=with_speakers(result.words, prompt.script),
             truncated=result.truncated,
-            reference_seconds=self._reference_seconds(prompt),
+            reference_seconds=reference_seconds,
             compute_seconds=seconds,
             compiled=watch.counts["programs"] > 0,
         )
 
     def _voices(self, prompt: Prompt) -> dict[int, Voice] | None:
-        """The prompt's voices by number of the speaker, each prepared once."""
-        assert self._model is not None
-        for voice in prompt.voices.values():
-            if voice not in self._prepared:
-                self._prepared[voice] = self._model.prepare_voice(voice.path, transcript=voice.text)
+        """The prompt's voices by number of the speaker."""
         by_number = {
-            1 + SPEAKER_TAGS.index(tag): self._prepared[voice]
-            for tag, voice in prompt.voices.items()
+            1 + SPEAKER_TAGS.index(tag): self._voice(voice) for tag, voice in prompt.voices.items()
         }
         return by_number or None
+
+    def _voice(self, voice: PromptVoice) -> Voice:
+        """Each is prepared once; one that cannot be is not tried again for every prompt."""
+        assert self._model is not None
+        if voice not in self._prepared:
+            try:
+                self._prepared[voice] = self._model.prepare_voice(
+                    voice.path, transcript=voice.text, recognizer=self._recognizer
+                )
+            except (AudioError, PrefixError, AlignmentError) as error:
+                self._prepared[voice] = error
+        found = self._prepared[voice]
+        if isinstance(found, Dia2Error):
+            raise found
+        return found
 
     def _reference(self, prompt: Prompt) -> Float[np.ndarray, " W"] | None:
         return None if prompt.reference is None else self.read(prompt, SAMPLE_RATE)
@@ -133,6 +156,49 @@ class Studio:
             return prompt.seconds
         start, end = voiced_span(wave, SAMPLE_RATE)
         return end - start
+
+
+def check_files(sets: Iterable[PromptSet]) -> None:
+    """Look for every recording and voice that the prompts name.
+
+    Raises:
+      DataError: lists all those that are not there, and which prompt names each first.
+    """
+    missing: dict[Path, str] = {}
+    for prompt in (prompt for each in sets for prompt in each.prompts):
+        named = [prompt.reference, *(voice.path for voice in prompt.voices.values())]
+        for path in named:
+            if path is not None and path not in missing and not path.is_file():
+                missing[path] = f"{prompt.set}/{prompt.id}"
+    if missing:
+        listed = "".join(f"\n  {path} (named by {name})" for path, name in missing.items())
+        raise DataError(
+            f"{len(missing)} of the files that prompts name are not there; paths are relative to "
+            f"the prompts' file; put them there, or take the prompts out:{listed}"
+        )
+
+
+def voice_recognizer(sets: Iterable[PromptSet], asr: str) -> Any | None:
+    """What transcribes voices whose text is not given; None where each has one.
+
+    Args:
+      asr: a Whisper model, by size or folder.
+
+    Raises:
+      ConfigError: it, or faster-whisper, is not there.
+    """
+    prompts = [prompt for each in sets for prompt in each.prompts]
+    named = [(prompt, voice) for prompt in prompts for voice in prompt.voices.values()]
+    for prompt, voice in named:
+        if voice.text is None:
+            try:
+                return load_recognizer(asr)
+            except Dia2Error as error:
+                raise ConfigError(
+                    f"{prompt.set}/{prompt.id}: the voice {voice.path} has no text, and "
+                    f"{' '.join(str(error).split())} (as its text in the prompts' file)"
+                ) from error
+    return None
 
 
 def sources_of(prompt: Prompt, wanted: Iterable[str], seeds: Sequence[int]) -> list[Any]:

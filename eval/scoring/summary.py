@@ -22,7 +22,7 @@ def summarise(rows: Sequence[Row], metrics: Sequence[Metric]) -> dict[str, Any]:
     Returns:
       ``figures``: by source, group ("all" or "set: kind"), metric and figure: ``value``, ``low``
       and ``high`` (95 % bootstrap over prompts), ``takes``. ``failures``: a row's set, id, source,
-      seed and ``what``. ``counts``: takes and refusals by source and group.
+      seed and ``what``. ``counts``: takes, and how many of them failed, by source and group.
     """
     rows = list(rows)
     scored: list[dict[str, Any]] = [{} for _ in rows]
@@ -36,7 +36,7 @@ def summarise(rows: Sequence[Row], metrics: Sequence[Metric]) -> dict[str, Any]:
     for source, group, members in grouped(rows):
         counts.setdefault(source, {})[group] = {
             "takes": len(members),
-            "refused": sum("error" in rows[i] for i in members),
+            "failed": sum("error" in rows[i] for i in members),
         }
         here = figures.setdefault(source, {}).setdefault(group, {})
         for metric in metrics:
@@ -52,7 +52,7 @@ def summarise(rows: Sequence[Row], metrics: Sequence[Metric]) -> dict[str, Any]:
                     here.setdefault(metric.name, {})[figure.name] = estimate
     failures = []
     for row, scores in zip(rows, scored, strict=True):
-        what = [f"refused: {row['error']}"] if "error" in row else []
+        what = [f"failed: {row['error']}"] if "error" in row else []
         for metric in metrics:
             if metric.name in scores:
                 what += metric.failures(scores[metric.name])

@@ -187,12 +187,14 @@ def test_a_run_from_end_to_end_resumes_and_refuses_another(
     summary = json.loads((out / "summary.json").read_text())
     wer = summary["figures"]["generated"]["mine: dialogue"]["intelligibility"]["wer"]
     assert wer["value"] == 200 and wer["takes"] == 1
-    assert summary["counts"]["generated"]["all"] == {"takes": 3, "refused": 1}
-    assert any("refused" in " ".join(failure["what"]) for failure in summary["failures"])
+    assert summary["counts"]["generated"]["all"] == {"takes": 3, "failed": 1}
+    assert any("failed: " in " ".join(failure["what"]) for failure in summary["failures"])
+    assert "5 takes, failed: 1" in first.stderr
     about = json.loads((out / "run.json").read_text())
     assert about["identity"]["settings"]["cfg_scale"] == 1.0 and about["seeds"] == [0]
     assert len(about["identity"]["checkpoint"]) == 64
     text = (out / "report.md").read_text()
+    assert "generated 3 (failed: 1), recording 1" in text
     assert "| intelligibility.wer | % | lower |" in text and "mine/talk (generated, seed 0)" in text
     whole = (out / "report.html").read_text()
     assert "needs a package: pip install it" in whole and "missing is left out" in text
@@ -307,8 +309,8 @@ def test_a_prompt_s_voices_are_prepared_once_and_gone_on_from(tmp_path: Path) ->
     calls: list[Any] = []
 
     class Model:
-        def prepare_voice(self, path: Path, *, transcript: str | None) -> str:
-            calls.append((path.name, transcript))
+        def prepare_voice(self, path: Path, *, transcript: str | None, recognizer: Any) -> str:
+            calls.append((path.name, transcript, recognizer))
             return f"voice of {path.name}"
 
         def generate(self, script: str, settings: Any, *, seed: int, voices: Any) -> Spoken:
@@ -320,12 +322,12 @@ def test_a_prompt_s_voices_are_prepared_once_and_gone_on_from(tmp_path: Path) ->
         sample_rate, words, truncated = 24_000, (), False
 
     voices = {"[S2]": PromptVoice(tmp_path / "b.wav", "Hello.")}
-    studio = Studio(Model())  # type: ignore[arg-type]
+    studio = Studio(Model(), recognizer="tiny")  # type: ignore[arg-type]
     for identifier in ("a", "b"):
         studio.take("generated", Prompt("s", identifier, "line", "[S2] x", voices=voices), 0)
     studio.take("generated", Prompt("s", "c", "line", "[S1] x"), 0)
     by_number = {2: "voice of b.wav"}
-    assert calls == [("b.wav", "Hello."), by_number, by_number, None]
+    assert calls == [("b.wav", "Hello.", "tiny"), by_number, by_number, None]
 
 
 def test_similarity_to_the_prompt_s_voice_is_scored(tmp_path: Path) -> None:

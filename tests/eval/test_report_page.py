@@ -57,7 +57,7 @@ def summary() -> dict[str, Any]:
     groups = ("all", "lines: list", "lines: word")
     return {
         "figures": {"generated": {group: figures for group in groups}},
-        "counts": {"generated": {group: {"takes": 3, "refused": 0} for group in groups}},
+        "counts": {"generated": {group: {"takes": 3, "failed": 0} for group in groups}},
         "failures": [
             {"set": "s", "id": "<a>", "source": "generated", "seed": 0, "what": ["a & b"]}
         ],
