@@ -26,6 +26,7 @@ from eval.scoring.evaluation import (
     measuring,
     progress,
     start,
+    versions,
 )
 from eval.scoring.metric import Options, Row
 from eval.scoring.prompts import Prompt, read_sets
@@ -253,11 +254,12 @@ def _run(
         {
             "codec": identity,
             "codebooks": counts,
+            "versions": versions(),
             "prompts": {each.name: each.digest for each in whole},
             "metrics": {metric.name: metric.identity() for metric in opened},
         },
     )
-    versions = start(
+    start(
         folder,
         "eval.codec",
         {
@@ -273,7 +275,7 @@ def _run(
     about = {
         "codec": codec,
         "prompts": ", ".join(f"{each.name} ({len(each.prompts)})" for each in sets),
-        "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
         "not measured": "; ".join(left_out) or "nothing was left out",
     }
     text = conclude(folder, rows, opened, about, f"Codec {codec}", usage_table(usage, rows))

@@ -25,6 +25,7 @@ from eval.scoring.evaluation import (
     measuring,
     progress,
     start,
+    versions,
 )
 from eval.scoring.metric import Options
 from eval.scoring.prompts import built_in, read_sets
@@ -67,7 +68,8 @@ OUT becomes
 
 \b
 A stopped run goes on where it was: run the same command again, with more seeds or a higher limit if
-you like. The seed of a take is made of the run's seed and the prompt's id.
+you like. It does so only under the versions of dia2-jax, JAX and NumPy that it was started with.
+The seed of a take is made of the run's seed and the prompt's id.
 
 {EXIT_STATUS.format(unusable="a checkpoint, prompt, option or folder")}"""
 
@@ -225,10 +227,11 @@ def _run(
     if recognizer is not None:  # what is spoken depends on what it heard in the voices
         heard_by = {"asr": Path(asr).name, **package_versions("faster-whisper", "ctranslate2")}
         identity["voices"] = heard_by
+    identity["versions"] = versions()
     identity["prompts"] = {each.name: each.digest for each in whole}
     identity["metrics"] = {metric.name: metric.identity() for metric in opened}
     folder = RunFolder(out, identity)
-    versions = start(
+    start(
         folder,
         "eval.naturalness",
         {
@@ -245,7 +248,7 @@ def _run(
         "settings": " ".join(overrides) or "the model's own",
         "prompts": ", ".join(f"{each.name} ({len(each.prompts)})" for each in sets),
         "seeds": ", ".join(map(str, seeds)),
-        "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
         "not measured": "; ".join(left_out) or "nothing was left out",
     }
     rows = evaluate(

@@ -98,11 +98,18 @@ def differing_settings(first: Run, second: Run) -> list[str]:
     """What the two runs depend on and do not share, besides the checkpoint, as ``name: a | b``."""
     one, two = (dict(run.about.get("identity", {})) for run in (first, second))
     names = [n for n in dict.fromkeys([*one, *two]) if n not in ("checkpoint", "codec", "format")]
-    return [
-        f"{name}: {_short(one.get(name))} | {_short(two.get(name))}"
-        for name in names
-        if one.get(name) != two.get(name)
-    ]
+    found = []
+    for name in names:
+        ours, theirs = one.get(name), two.get(name)
+        if ours == theirs:
+            continue
+        if isinstance(ours, dict) and isinstance(theirs, dict):  # only what differs
+            ours, theirs = (
+                {key: value for key, value in mine.items() if value != other.get(key)}
+                for mine, other in ((ours, theirs), (theirs, ours))
+            )
+        found.append(f"{name}: {_short(ours)} | {_short(theirs)}")
+    return found
 
 
 def compare(first: Run, second: Run, metrics: Sequence[type[Metric]]) -> list[Difference]:

@@ -159,26 +159,27 @@ def measuring(options: Options, wanted: Sequence[str]) -> tuple[list[Metric], li
     return opened, left_out
 
 
-def start(folder: RunFolder, program: str, about: Mapping[str, Any]) -> dict[str, str | None]:
-    """Write ``run.json``: the command, when, versions, machine, and what `about` says.
+def versions() -> dict[str, str | None]:
+    """Of this package and what computes its audio and scores, for the run's identity.
 
-    Returns:
-      The versions, by package.
+    Other versions may round otherwise, and one sampled token that differs changes all that follow:
+    a run does not go on under them. Metrics name the versions of their own packages.
     """
-    versions = {
-        "dia2-jax": dia2_jax.__version__,
-        **latency_machine.versions("jax", "flax", "numpy", "soxr"),
-    }
+    packages = ("jax", "jaxlib", "flax", "numpy", "soxr")
+    return {"dia2-jax": dia2_jax.__version__, **latency_machine.package_versions(*packages)}
+
+
+def start(folder: RunFolder, program: str, about: Mapping[str, Any]) -> None:
+    """Write ``run.json``: the command, when, Python, machine, and what `about` says."""
     folder.describe(
         {
             "command": shlex.join(["python", "-m", program, *sys.argv[1:]]),
             **about,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions,
+            "python": platform.python_version(),
             "machine": {**latency_machine.describe(), "node": platform.node()},
         }
     )
-    return versions
 
 
 def progress(quiet: bool) -> Callable[[list[Key]], Any]:

@@ -102,7 +102,8 @@ class RunFolder:
         if changed:
             raise ConfigError(
                 f"{self.path}: holds another run: {'; '.join(changed)}. Name another folder with "
-                "--out, or give what this one was started with"
+                "--out, or go on with the settings and the installed versions that this one was "
+                "started with"
             )
 
     def _stored(self) -> dict[Key, Row]:

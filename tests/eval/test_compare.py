@@ -168,13 +168,19 @@ def test_what_is_best_near_1_is_judged_by_its_distance(second: float, expected: 
 
 
 def test_the_program(tmp_path: Path) -> None:
-    plain = write_run(tmp_path / "a")
-    worse = write_run(tmp_path / "b", more_errors, settings={"cfg_scale": 2.0})
+    plain = write_run(tmp_path / "a", versions={"jax": "1", "numpy": "1"})
+    worse = write_run(
+        tmp_path / "b",
+        more_errors,
+        settings={"cfg_scale": 2.0},
+        versions={"jax": "2", "numpy": "1"},
+    )
     found = run(plain, worse, "--json", tmp_path / "out.json")
     assert found.exit_code == 0, found.output
     assert "| intelligibility.wer | % | lower |" in found.stdout and "| worse |" in found.stdout
     assert "## generated, all" in found.stdout and "lines: line" not in found.stdout
     assert 'settings: {} | {"cfg_scale": 2.0}' in found.stderr
+    assert 'versions: {"jax": "1"} | {"jax": "2"}' in found.stderr
     rows = json.loads((tmp_path / "out.json").read_text())
     assert {row["group"] for row in rows} == {"all", "lines: line"}
     assert {(row["prompts"], row["too_few"]) for row in rows} == {(40, False)}

@@ -193,6 +193,9 @@ def test_a_run_from_end_to_end_resumes_and_refuses_another(
     about = json.loads((out / "run.json").read_text())
     assert about["identity"]["settings"]["cfg_scale"] == 1.0 and about["seeds"] == [0]
     assert len(about["identity"]["checkpoint"]) == 64
+    computed_by = about["identity"]["versions"]
+    assert {"dia2-jax", "jax", "jaxlib", "numpy"} <= set(computed_by)
+    assert f"jax {computed_by['jax']}, " in (out / "report.md").read_text()
     text = (out / "report.md").read_text()
     assert "generated 3 (failed: 1), recording 1" in text
     assert "| intelligibility.wer | % | lower |" in text and "mine/talk (generated, seed 0)" in text
@@ -223,6 +226,13 @@ def test_a_run_from_end_to_end_resumes_and_refuses_another(
     assert listener.heard == before + 1
     repeated = {(row["id"], row["source"]): row for row in rows_of(out)}
     assert lasting(repeated["talk", "generated"]) == lasting(rows["talk", "generated"])
+
+    # Other versions are another run, too: half of it would have other audio.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dia2_jax.__version__", "0.0.1")
+        newer = run(*arguments)
+    assert newer.exit_code == 2 and "versions.dia2-jax was " in newer.stderr
+    assert 'now "0.0.1". Name another folder with --out, or go on with' in newer.stderr
 
     # Other settings are another run; what was there stays.
     content = (out / "utterances.jsonl").read_bytes()
