@@ -93,6 +93,13 @@ def main(first: Path, second: Path, groups: bool, target: Path | None) -> None:
         here = [d for d in found if (d.source, d.group) == (source, group)]
         if group == ALL or groups:
             click.echo(f"## {source}, {group}\n\n{table(here)}\n")
+    failed = [sum("error" in row for row in run.rows.values()) for run in (one, two)]
+    if any(failed):
+        click.echo(
+            f"note: takes that failed, and so are left out of both runs: {failed[0]} of A, "
+            f"{failed[1]} of B",
+            err=True,
+        )
     few = [d for d in found if d.group == ALL and d.prompts < FEWEST]
     if few:
         click.echo(

@@ -185,6 +185,11 @@ def test_the_program(tmp_path: Path) -> None:
     assert {row["group"] for row in rows} == {"all", "lines: line"}
     assert {(row["prompts"], row["too_few"]) for row in rows} == {(40, False)}
     assert "## generated, lines: line" in run(plain, worse, "--groups").stdout
+    assert "failed" not in found.stderr
+    with (worse / "utterances.jsonl").open("a") as file:
+        bad = {"set": "lines", "id": "x", "source": "generated", "seed": 0, "kind": "line"}
+        file.write(json.dumps(bad | {"error": "no voice"}) + "\n")
+    assert "left out of both runs: 0 of A, 1 of B" in run(plain, worse).stderr
     missing = run(plain, tmp_path / "nothing")
     assert missing.exit_code == 2 and "holds no run" in missing.stderr
     empty = write_run(tmp_path / "c", count=0)
