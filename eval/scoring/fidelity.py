@@ -7,6 +7,7 @@ such score. PESQ (ITU-T P.862.2, package ``pesq``) and STOI (Taal et al., 2011, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ Wave = Float[np.ndarray, " W"]
 
 #: Windows in which the mel distance is taken, and how many at a time: one shape to compile.
 _WINDOW_SECONDS, _ROWS = 2.0, 8
+
+#: What pystoi returns of less than 0.4 s of speech, which is no score.
+_NO_STOI = 1e-5
 
 _RATE = 16_000  # of wideband PESQ, and enough for STOI, which works at 10 kHz
 
@@ -92,12 +96,14 @@ class Perceived(Metric):
     figures = (
         Figure("pesq", "MOS-LQO 1–4.64", "higher", "wideband PESQ (P.862.2)", mean("pesq")),
         Figure("stoi", "0–1", "higher", "STOI (Taal et al., 2011)", mean("stoi")),
-    )
+        Figure("not_measured", "% of takes", "", "too little speech for one of them, and left out "
+               "of it", mean("not_measured")),
+    )  # fmt: skip
 
     def __init__(
         self,
         opinion: Callable[[Wave, Wave], float | None],
-        intelligibility: Callable[[Wave, Wave], float],
+        intelligibility: Callable[[Wave, Wave], float | None],
         identity: dict[str, Any],
     ) -> None:
         """
@@ -124,8 +130,11 @@ class Perceived(Metric):
             found = float(pesq(_RATE, original, heard, "wb", on_error=PesqError.RETURN_VALUES))
             return found if found >= 1 else None  # it found no utterance
 
-        def intelligibility(original: Wave, heard: Wave) -> float:
-            return float(stoi(original, heard, _RATE))
+        def intelligibility(original: Wave, heard: Wave) -> float | None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Not enough STFT frames", RuntimeWarning)
+                found = float(stoi(original, heard, _RATE))
+            return None if found == _NO_STOI else found
 
         return cls(opinion, intelligibility, package_versions("pesq", "pystoi"))
 
@@ -139,9 +148,11 @@ class Perceived(Metric):
         if not np.any(original) or not np.any(heard):
             return None  # nobody has an opinion of silence
         opinion = self._opinion(original, heard)
+        understood = self._intelligibility(original, heard)
         return {
             "pesq": None if opinion is None else round(opinion, 4),
-            "stoi": round(self._intelligibility(original, heard), 5),
+            "stoi": None if understood is None else round(understood, 5),
+            "not_measured": opinion is None or understood is None,
         }
 
 

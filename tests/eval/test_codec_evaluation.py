@@ -18,6 +18,7 @@ from eval import codec
 from eval.scoring.fidelity import Fidelity, Perceived, si_sdr
 from eval.scoring.metric import Options
 from eval.scoring.prompts import Prompt
+from eval.scoring.summary import summarise
 from eval.scoring.takes import Take
 
 ROOT = Path(__file__).parent.parent
@@ -82,8 +83,27 @@ def test_listening_models_get_original_and_output_at_their_rate() -> None:
         assert np.abs(original).max() == pytest.approx(2 * np.abs(heard).max(), rel=1e-5)
 
     metric = Perceived(opinion, lambda a, b: 0.123456, {})
-    assert metric.score(take(SPEECH / 2)) == {"pesq": None, "stoi": 0.12346}
+    assert metric.score(take(SPEECH / 2)) == {"pesq": None, "stoi": 0.12346, "not_measured": True}
     assert given_to == [(3 * 16_000, 3 * 16_000)]
+
+
+def test_too_little_speech_for_stoi_is_left_out_and_counted() -> None:
+    """pystoi says 0.00001 of it, which would pull down the mean of the others."""
+    pytest.importorskip("pystoi", reason="runs with the extra fidelity")
+    pytest.importorskip("pesq", reason="runs with the extra fidelity")
+    metric = Perceived.open(Options())
+    short = SPEECH[12_000:19_200]
+    rows = [
+        {
+            "set": "s", "id": str(len(wave)), "kind": "line", "source": "codebooks-8", "seed": None,
+            "scores": {"perceived": metric.score(take(0.9 * wave, wave))},
+        }
+        for wave in (SPEECH, short)
+    ]  # fmt: skip
+    assert rows[1]["scores"]["perceived"]["stoi"] is None  # type: ignore[index]
+    figures = summarise(rows, [metric])["figures"]["codebooks-8"]["all"]["perceived"]
+    assert figures["stoi"]["value"] > 0.99 and figures["stoi"]["takes"] == 1
+    assert figures["not_measured"]["value"] == 50 and figures["not_measured"]["takes"] == 2
 
 
 # -------------------------------------------------------------------------------------- the program
