@@ -2,7 +2,8 @@
 
 Pitch is librosa's pYIN (Mauch and Dixon, 2014) in frames of 64 ms every 16 ms at 16 kHz. Range and
 declination are taken turn by turn, in semitones about the turn's own median, because speakers
-differ; medians are per speaker. The rate counts words of the script.
+differ; medians are per speaker. The rate counts words that were spoken, without sounds such as
+``(laughs)``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dia2_jax.typing import Float
 from eval.latency_machine import package_versions
 from eval.scoring.levels import pauses, span_levels
 from eval.scoring.metric import Figure, Metric, Options, Scores, Unavailable, mean, ratio
+from eval.scoring.scripts import SpokenWord, spoken_text
 from eval.scoring.takes import Take, Turn
 
 _RATE, _FRAME, _HOP = 16_000, 1024, 256
@@ -98,7 +100,7 @@ class Prosody(Metric):
         hertz = np.where(levels[places] < below, np.nan, hertz)
         voiced = np.isfinite(hertz)
         scores: dict[str, Any] = {
-            "words": len(take.words) or None,
+            "words": len(_spoken(take)) or None,
             "seconds": end - start,
             "pause_seconds": sum(b - a for a, b in quiet),
             "drift": drift(take),
@@ -122,13 +124,17 @@ def drift(take: Take) -> float | None:
 
     Time between turns counts, as a listener hears it.
     """
-    count = len(take.words)
-    if count < LONG:
+    starts = [word.start for word in _spoken(take)]
+    third = len(starts) // 3
+    if len(starts) < LONG:
         return None
-    third = count // 3
-    starts = [word.start for word in take.words]
     first, last = starts[third] - starts[0], starts[-1] - starts[-1 - third]
     return first / last if min(first, last) > 0 else None
+
+
+def _spoken(take: Take) -> list[SpokenWord]:
+    """Its words that are words, not sound tags or punctuation alone."""
+    return [w for w in take.words if any(letter.isalnum() for letter in spoken_text(w.text))]
 
 
 def _melody(hertz: np.ndarray, times: np.ndarray, turns: list[Turn]) -> dict[str, Any]:

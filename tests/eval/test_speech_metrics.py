@@ -202,6 +202,28 @@ def test_pitch_rate_and_pauses_are_what_was_put_in(prosody: Prosody) -> None:
     assert slower["seconds"] / scores["seconds"] == pytest.approx(2, rel=0.03)
 
 
+def test_sound_tags_are_no_words_of_the_rate(prosody: Prosody) -> None:
+    texts = (
+        "Well,",
+        "(laughs)",
+        "yes:",
+        "(clears throat)",
+        "...",
+        "[S1](sighs)",
+        "no.",
+        "(really)",
+    )
+    words = tuple(SpokenWord(text, "[S1]", 0.1 * i) for i, text in enumerate(texts))
+    scores = prosody.score(make_take(buzz(1.0), words=words))
+    assert scores is not None and scores["words"] == 4
+    alone = prosody.score(make_take(buzz(1.0), words=words[1:2]))
+    assert alone is not None and alone["words"] is None
+    # Laughter at the end of a text is no slower speech.
+    steady = tuple(word(0.3 * i) for i in range(LONG))
+    late = (SpokenWord("(laughs)", "[S1]", 60.0 + i) for i in range(9))
+    assert drift(make_take(buzz(1.0), words=(*steady, *late))) == pytest.approx(1)
+
+
 def test_the_hum_of_a_silence_is_no_pitch(prosody: Prosody) -> None:
     parts = (buzz(1.0, 120), buzz(3.0, 200, level=-60))
     scores = prosody.score(make_take(*parts, words=(word(0.0),)))
