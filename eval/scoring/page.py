@@ -25,6 +25,15 @@ from eval.scoring.takes import RECORDING
 #: How many takes are shown, and failures are listed; seconds of a take that are shown.
 _TAKES, _FAILURES, _SECONDS = 8, 100, 20.0
 
+#: What says that a take went badly: metric, figure, and its name. The first one that was measured
+#: counts, then how many things failed in a take, then the others.
+_JUDGED_BY = (
+    ("intelligibility", "wer", "word errors"),
+    ("utmos", "mos", "UTMOS"),
+    ("quality", "overall", "DNSMOS"),
+    ("fidelity", "mel_distance", "mel distance"),
+)
+
 #: Beside the name of a direction.
 _ARROWS = {"lower": "↓", "higher": "↑", "near 1": "→", NEITHER: ""}
 
@@ -61,8 +70,8 @@ def page(
     # What is judged: not the recordings, which are there to compare with.
     source = next((s for s in sources if s != RECORDING), RECORDING if sources else None)
     shown = [row for row in rows if row["source"] == source and "scores" in row]
-    worst = sorted(shown, key=_badness, reverse=True)[:_TAKES]
     failures = summary["failures"]
+    worst, order = worst_first(shown, metrics, failures)
     return render(
         Path(__file__).with_suffix(".html"),
         title=title,
@@ -74,8 +83,8 @@ def page(
             {"name": name_of(row), "what": "; ".join(row["what"])} for row in failures[:_FAILURES]
         ],
         more_failures=max(0, len(failures) - _FAILURES),
-        listening=f"the worst of {source or 'none'} by word errors, then by failures",
-        takes=[_take(row, folder, failures) for row in worst],
+        listening=f"the worst of {source or 'none'} by {order}",
+        takes=[_take(row, folder, failures) for row in worst[:_TAKES]],
     )
 
 
@@ -92,8 +101,36 @@ def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) ->
     return {**table, "metrics": shown, "anchor": re.sub(r"\W+", "-", group)}
 
 
-def _badness(row: Row) -> tuple[float, bool]:
-    return (_score(row, "intelligibility", "wer") or 0.0, _score(row, "stopping", "stops") == 0)
+def worst_first(
+    rows: Sequence[Row], metrics: Sequence[Metric], failures: Sequence[Mapping[str, Any]]
+) -> tuple[list[Row], str]:
+    """Rows with scores by how badly they went, and what that goes by, in words.
+
+    A figure counts in its own direction; what a row lacks is no fault of it.
+    """
+    better = {(m.name, figure.name): figure.better for m in metrics for figure in m.figures}
+    measured = [
+        one
+        for one in _JUDGED_BY
+        if one[:2] in better and any(_score(row, *one[:2]) is not None for row in rows)
+    ]
+
+    def badness(row: Row) -> tuple[float, ...]:
+        found = []
+        for metric, name, _ in measured:
+            value = _score(row, metric, name)
+            sign = 1.0 if better[metric, name] == "lower" else -1.0
+            found.append(-np.inf if value is None else sign * value)
+        return (*found[:1], float(len(_what(row, failures))), *found[1:])
+
+    order = [measured[0][2], "failures"] if measured else ["failures"]
+    return sorted(rows, key=badness, reverse=True), ", then by ".join(order)
+
+
+def _what(row: Row, failures: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """What failed in a take."""
+    keys = ("set", "id", "source", "seed")
+    return next((f["what"] for f in failures if all(f[k] == row[k] for k in keys)), ())
 
 
 def _score(row: Row, metric: str, name: str) -> float | None:
@@ -101,7 +138,9 @@ def _score(row: Row, metric: str, name: str) -> float | None:
     scores = row.get("scores", {}).get(metric)
     if not scores:
         return None
-    ratios = {"wer": ("errors", "words", 100.0), "rate": ("words", "seconds", 1.0)}
+    if name == "wer":  # of what is heard where nothing is written, too
+        return 100.0 * float(scores["errors"]) / max(scores["words"], 1)
+    ratios = {"rate": ("words", "seconds", 1.0)}
     if name in ratios:
         above, below, scale = ratios[name]
         if not scores.get(below) or scores.get(above) is None:
@@ -116,8 +155,6 @@ def _take(row: Row, folder: Path, failures: Sequence[Mapping[str, Any]]) -> dict
     path = Path(row["audio"]) if row["source"] == RECORDING else folder / row["audio"]
     wave, rate = soundfile.read(path, dtype="float32", frames=-1)
     wave = wave if wave.ndim == 1 else wave.mean(axis=1)
-    keys = ("set", "id", "source", "seed")
-    what = [one["what"] for one in failures if all(one[k] == row[k] for k in keys)]
     shown = [
         f"{label}: {value:.3g}"
         for metric, name, label in _DISTRIBUTIONS
@@ -128,7 +165,7 @@ def _take(row: Row, folder: Path, failures: Sequence[Mapping[str, Any]]) -> dict
         "script": row["script"],
         "heard": row["scores"].get("intelligibility", {}).get("transcript"),
         "scores": ", ".join(shown),
-        "what": "; ".join(what[0]) if what else "",
+        "what": "; ".join(_what(row, failures)),
         "audio": _audio(wave[: int(_SECONDS * rate)], rate),
         "picture": spectrogram(
             wave[: int(_SECONDS * rate)],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eval import latency_page
-from eval.scoring.page import page
+from eval.scoring.page import page, worst_first
 from eval.scoring.registry import METRICS
 from eval.scoring.report import NEITHER, report
 
@@ -95,6 +95,40 @@ def test_every_figure_has_its_unit_direction_and_meaning(
         for figure in metric.figures:
             line = f"| {metric.name}.{figure.name} | {figure.unit} | {figure.better or NEITHER} |"
             assert line in markdown
+
+
+def test_the_worst_takes_are_those_that_are_worst_in_each_direction() -> None:
+    """Word errors count upwards, opinions downwards; what is not measured is not the worst."""
+
+    def row(name: str, **scores: Any) -> dict[str, Any]:
+        return {"set": "s", "id": name, "source": "generated", "seed": 0, "scores": scores}
+
+    def heard(errors: int, words: int) -> dict[str, int]:
+        return {"errors": errors, "words": words}
+
+    def order(*rows: dict[str, Any], failed: str = "") -> tuple[list[str], str]:
+        failures = [{"set": "s", "id": failed, "source": "generated", "seed": 0, "what": ["x"]}]
+        found, by = worst_first(rows, METRICS, failures if failed else [])  # type: ignore[arg-type]
+        return [one["id"] for one in found], by
+
+    rows = (
+        row("right, clean", intelligibility=heard(0, 4), quality={"overall": 4.0}),
+        row("right, noisy", intelligibility=heard(0, 4), quality={"overall": 2.0}),
+        row("wrong", intelligibility=heard(2, 4), quality={"overall": 4.0}),
+        row("heard of nothing", intelligibility=heard(2, 0), quality={"overall": 4.0}),
+        row("unheard"),
+    )
+    assert order(*rows) == (
+        ["heard of nothing", "wrong", "right, noisy", "right, clean", "unheard"],
+        "word errors, then by failures",
+    )
+    assert order(*rows, failed="right, clean")[0][2:4] == ["right, clean", "right, noisy"]
+    # Without a transcript, by the lowest opinion; of a codec without one, by the largest distance.
+    opinions = (row(str(mos), quality={"overall": mos}) for mos in (3.5, 1.5, 2.5))
+    assert order(*opinions) == (["1.5", "2.5", "3.5"], "DNSMOS, then by failures")
+    distances = (row(str(d), fidelity={"mel_distance": d}) for d in (0.1, 0.3, 0.2))
+    assert order(*distances) == (["0.3", "0.2", "0.1"], "mel distance, then by failures")
+    assert order(row("a"), row("b"), failed="b") == (["b", "a"], "failures")
 
 
 def test_the_page_of_latency_has_curves_units_and_directions() -> None:
