@@ -26,7 +26,7 @@ Embedder = Callable[[Float[np.ndarray, " W"], int], Float[np.ndarray, " D"]]
 
 RESEMBLYZER = "resemblyzer"
 
-_WAVLM_RATE = 16_000
+_RATE = 16_000  # of both
 
 
 def open_embedder(name: str) -> tuple[Embedder, dict[str, Any]]:
@@ -56,8 +56,9 @@ def _resemblyzer() -> tuple[Embedder, dict[str, Any]]:
 
     def embed(wave: Float[np.ndarray, " W"], rate: int) -> Float[np.ndarray, " D"]:
         cleaned = preprocess_wav(wave, source_sr=rate)
-        # Nothing is left of what its voice detector takes for noise.
-        return np.asarray(encoder.embed_utterance(cleaned if len(cleaned) else wave))
+        if len(cleaned) == 0:  # nothing is left of what its voice detector takes for noise
+            cleaned = resample(wave, rate, _RATE)
+        return np.asarray(encoder.embed_utterance(cleaned))
 
     return embed, package_versions("Resemblyzer", "torch")
 
@@ -91,9 +92,7 @@ def _wavlm(name: str) -> tuple[Embedder, dict[str, Any]]:
     model.eval()
 
     def embed(wave: Float[np.ndarray, " W"], rate: int) -> Float[np.ndarray, " D"]:
-        given = extractor(
-            resample(wave, rate, _WAVLM_RATE), sampling_rate=_WAVLM_RATE, return_tensors="pt"
-        )
+        given = extractor(resample(wave, rate, _RATE), sampling_rate=_RATE, return_tensors="pt")
         with torch.inference_mode():
             return np.asarray(model(**given).embeddings[0].numpy())
 

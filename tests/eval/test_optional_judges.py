@@ -223,6 +223,30 @@ def test_a_real_wavlm_tells_voices_apart_by_weights_that_are_there(tmp_path: Pat
         open_embedder(str(tmp_path / "headless"))
 
 
+# ------------------------------------------------------------------------------------- Resemblyzer
+
+
+def test_resemblyzer_hears_16_khz_even_where_its_detector_hears_no_voice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As 16 kHz, audio of 24 kHz would be slower and lower: another voice."""
+
+    class Encoder:
+        def __init__(self, device: str, verbose: bool) -> None: ...
+
+        def embed_utterance(self, wave: np.ndarray) -> np.ndarray:
+            spectrum = np.abs(np.fft.rfft(wave))
+            return np.array([len(wave), np.argmax(spectrum) * 16_000 / len(wave)])
+
+    package: Any = types.ModuleType("resemblyzer")
+    package.VoiceEncoder = Encoder
+    package.preprocess_wav = lambda wave, source_sr: wave[:0]
+    monkeypatch.setitem(sys.modules, "resemblyzer", package)
+    embed, _ = open_embedder(RESEMBLYZER)
+    length, pitch = embed(tone(1.5, 200), RATE)
+    assert length == 1.5 * 16_000 and pitch == pytest.approx(200, abs=1)
+
+
 # ------------------------------------------------------------------------------------ without them
 
 
