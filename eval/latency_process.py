@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Protocol
 from dia2_jax.errors import Dia2Error
 
 
-class MeasurementError(Exception):
+class MeasurementError(Dia2Error):
     """Something cannot be measured; the message says what is missing and what to do."""
 
 
@@ -154,7 +154,7 @@ def _serve(
     def answer(run: Any) -> Any:
         try:
             result = run()
-        except (Dia2Error, MeasurementError) as error:
+        except Dia2Error as error:
             connection.send((False, str(error)))
         except Exception as error:
             traceback.print_exc()

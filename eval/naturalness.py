@@ -14,11 +14,12 @@ import click
 
 from dia2_jax import hub
 from dia2_jax.errors import ConfigError
-from eval.command import integers, metric_options, names, resumable
+from eval.command import OutputFolder, Resumable, integers, metric_options, names
 from eval.scoring import sources as making
 from eval.scoring.evaluation import conclude, evaluate, measuring, progress, start
 from eval.scoring.metric import Options
 from eval.scoring.prompts import built_in, read_sets
+from eval.scoring.registry import require_known
 from eval.scoring.run_folder import RunFolder
 from eval.scoring.sources import Studio
 from eval.scoring.takes import GENERATED, RESYNTHESIS, SOURCES
@@ -113,11 +114,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     return found
 
 
-@click.command(
-    epilog=EPILOG,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+@click.command(cls=Resumable, epilog=EPILOG)
 @click.argument("checkpoint")
 @click.argument("overrides", metavar="[NAME=VALUE ...]", nargs=-1)
 @click.option(
@@ -130,9 +127,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     metavar="SET|FILE[,…]",
     help="Sets by name, files by path; may be given several times.",
 )
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, help="Folder of the run."
-)
+@click.option("--out", "-o", type=OutputFolder(), required=True, help="Folder of the run.")
 @click.option(
     "--seeds",
     "--seed",
@@ -168,8 +163,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no report on standard output.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool, **options: Any) -> None:
+def main(**options: Any) -> None:
     """Generate speech from prompt sets with CHECKPOINT and measure it.
 
     CHECKPOINT is a model's folder, a hub repository, or nano, the model inside the package.
@@ -179,8 +173,7 @@ def main(debug: bool, **options: Any) -> None:
       python -m eval.naturalness nano cfg_scale=1.0 -p everyday -o runs/everyday
       python -m eval.naturalness runs/codec/export --codec-only -p corpus/test.jsonl -o runs/codec
     """
-    with resumable(debug):
-        _run(**options)
+    _run(**options)
 
 
 def _run(
@@ -209,8 +202,10 @@ def _run(
             f"--prompts {','.join(prompts)}: has no recordings, and nothing is to be generated; "
             "give a set with recordings, or leave out --codec-only and --sources"
         )
-    opened, left_out = measuring(Options(asr, speaker_model, utmos), metrics)
+    require_known(metrics)
+    # The checkpoint first: what a metric may lack matters less than that there is no model.
     studio, identity = open_studio(checkpoint, wanted, overrides, dtype=dtype, mimi=mimi)
+    opened, left_out = measuring(Options(asr, speaker_model, utmos), metrics)
     identity["prompts"] = {each.name: each.digest for each in whole}
     identity["metrics"] = {metric.name: metric.identity() for metric in opened}
     folder = RunFolder(out, identity)
