@@ -4,6 +4,8 @@ processes that answer."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,13 @@ def test_child_answers_or_says_what_failed() -> None:
             child.call("nothing")
         # A failed call leaves it usable.
         assert child.call("mimi_config").codebook_size == 2048
+
+
+def test_child_is_silent_about_ctrl_c_which_its_parent_reports() -> None:
+    with Child("eval.latency_models:Source", {"name": "mimi", "folder": None}) as child:
+        os.kill(child._process.pid or 0, signal.SIGINT)
+        with pytest.raises(MeasurementError, match="its process ended with code 130"):
+            child.call("mimi_config")
 
 
 def test_child_that_dies_is_reported_with_its_code() -> None:
