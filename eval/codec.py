@@ -16,7 +16,7 @@ import numpy as np
 from dia2_jax.audio import voiced_span
 from dia2_jax.errors import ConfigError
 from dia2_jax.typing import Float, Int
-from eval.command import integers, metric_options, names, resumable
+from eval.command import OutputFolder, Resumable, integers, metric_options, names
 from eval.scoring import sources as making
 from eval.scoring.evaluation import (
     EXIT_STATUS,
@@ -30,6 +30,7 @@ from eval.scoring.evaluation import (
 )
 from eval.scoring.metric import Options, Row
 from eval.scoring.prompts import Prompt, read_sets
+from eval.scoring.registry import require_known
 from eval.scoring.run_folder import RunFolder
 from eval.scoring.takes import RECORDING, Take
 
@@ -188,19 +189,13 @@ def usage_table(usage: Sequence[dict[str, float]], rows: Sequence[Row]) -> list[
     return lines
 
 
-@click.command(
-    epilog=EPILOG,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+@click.command(cls=Resumable, epilog=EPILOG)
 @click.argument("codec")
 @click.option(
     "--prompts", "-p", multiple=True, required=True, callback=names, metavar="FILE[,…]",
     help="Recordings with their scripts; may be given several times.",
 )  # fmt: skip
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, help="Folder of the run."
-)
+@click.option("--out", "-o", type=OutputFolder(), required=True, help="Folder of the run.")
 @click.option(
     "--codebooks", callback=integers, metavar="N[,…]",
     help="Numbers of codebooks; 1, 2, 4, … and all of them by default.",
@@ -211,8 +206,7 @@ def usage_table(usage: Sequence[dict[str, float]], rows: Sequence[Row]) -> list[
 )  # fmt: skip
 @metric_options
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no report on standard output.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool, **options: Any) -> None:
+def main(**options: Any) -> None:
     """Measure what CODEC keeps of recorded speech, by number of codebooks, whole and streamed.
 
     CODEC is the folder of a Mimi, a hub repository, or a model for its codec (nano: the one inside
@@ -221,8 +215,7 @@ def main(debug: bool, **options: Any) -> None:
     \b
       python -m eval.codec nano -p data/nano/corpus/test.jsonl --limit 40 -o runs/codec
     """
-    with resumable(debug):
-        _run(**options)
+    _run(**options)
 
 
 def _run(
@@ -245,9 +238,10 @@ def _run(
         )
     making.check_files(sets)
     wanted = metrics or MEASURED
-    opened, left_out = measuring(Options(asr, speaker_model, utmos), wanted)
+    require_known(wanted)
     runtime, most, identity = making.open_codec(codec)
     counts = _counts(codebooks, most)
+    opened, left_out = measuring(Options(asr, speaker_model, utmos), wanted)
     maker = Resynthesis(runtime, counts)
     folder = RunFolder(
         out,

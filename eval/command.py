@@ -1,37 +1,115 @@
-"""What evaluation programs share on the command line: errors, and options that hold several."""
+"""What evaluation programs share on the command line: errors, numbers and places to write to that
+are refused before anything is measured, and options that hold several."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from dia2_jax.errors import Dia2Error, describe
-from train.command import INTERRUPTED, BadInput
+from dia2_jax.errors import describe
+from train.command import BadInput, Program
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+#: Of programs that measure; `Program` keeps these promises.
+EPILOG = """\b
+Exit status:
+  0    measured, whatever came out
+  2    a model, file or option cannot be used: the message says why
+  130  interrupted (Ctrl-C); 143 if terminated
+"""
 
-@contextmanager
-def resumable(debug: bool) -> Iterator[None]:
-    """What a run that goes on where it was makes of errors and of Ctrl-C.
+
+class Resumable(Program):
+    """A program whose run goes on where it was."""
+
+    interrupted = "interrupted; the same command goes on from here"
+
+
+class OutputFile(click.ParamType):
+    """A file to be written: tried before anything is measured, with nothing left behind.
+
+    Folders above it need not be there; `write_json` makes them.
 
     Args:
-      debug: let errors through, with their traceback.
+      stdout: "-" is standard output.
     """
+
+    name = "file"
+
+    def __init__(self, *, stdout: bool = False) -> None:
+        self._stdout = stdout
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if self._stdout and str(value) == "-":
+            return "-"
+        path = Path(value)
+        with _refusing(param, value, "a file in a folder that you may write to"):
+            if path.is_dir():
+                raise IsADirectoryError(None, "Is a directory")
+            if path.is_file():
+                path.open("ab").close()
+            elif not path.exists():  # pipes and devices are as they are
+                _try_to_write_in(path.parent)
+        return path
+
+
+class OutputFolder(click.ParamType):
+    """A folder to be filled: as `OutputFile`."""
+
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        with _refusing(param, value, "a folder in one that you may write to"):
+            if not str(value):
+                raise FileNotFoundError(None, "No such file or directory")
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError(None, "is a file")
+            _try_to_write_in(path)
+        return path
+
+
+@contextlib.contextmanager
+def _refusing(param: click.Parameter | None, value: Any, remedy: str) -> Iterator[None]:
+    option = param.opts[0] if param is not None and param.opts else "output"
     try:
         yield
-    except (Dia2Error, OSError) as error:
-        if debug:
-            raise
-        raise BadInput(describe(error)) from error
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from here", err=True)
-        click.get_current_context().exit(INTERRUPTED)
+    except OSError as error:
+        raise BadInput(
+            f"{option} {str(value)!r}: cannot be written ({describe(error)}); name {remedy}"
+        ) from error
+
+
+def _try_to_write_in(folder: Path) -> None:
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):  # it was not made
+                place.rmdir()
+
+
+class Finite(click.FloatRange):
+    """A number in a range: ``nan`` passes every comparison, and nothing lasts ``inf`` seconds."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 def listed(
@@ -55,6 +133,13 @@ def listed(
     return callback
 
 
+def size(text: str) -> int:
+    """A whole number from 1 on, as an item of :func:`listed`."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 _INTEGERS = listed("whole numbers separated by commas, such as 0,1,2", int)
 
 
@@ -66,21 +151,28 @@ def integers(
     return None if found is None else list(dict.fromkeys(found))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """What ``--json PATH`` asks for.
+def write_json(path: Path | str, content: Any) -> None:
+    """What ``--json PATH`` asks for; "-" is standard output.
 
     Raises:
-      BadInput: it cannot be written.
+      OSError: it cannot be written.
     """
-    try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"--json {path}: cannot be written ({error.strerror})") from error
+    text = json.dumps(content, indent=2) + "\n"
+    if path == "-":
+        click.echo(text, nl=False)
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def names(_: click.Context, __: click.Parameter, value: Sequence[str]) -> list[str]:
     """A click callback: names separated by commas, of an option that may be given several times."""
-    return list(dict.fromkeys(name for part in value for name in part.split(",") if name))
+    parts = [name.strip() for part in value for name in part.split(",")]
+    found = list(dict.fromkeys(name for name in parts if name))
+    if value and not found:
+        raise click.BadParameter("names nothing; give a name, or leave the option out")
+    return found
 
 
 def metric_options(command: _Command) -> _Command:

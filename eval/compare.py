@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 from dia2_jax.errors import DataError, Dia2Error, describe
-from eval.command import write_json
+from eval.command import OutputFile, write_json
 from eval.scoring.comparison import FEWEST, Difference, compare, differing_settings, read_run
 from eval.scoring.registry import METRICS
 from eval.scoring.summary import ALL
-from train.command import BadInput
+from train.command import BadInput, Program
 
 EPILOG = f"""\b
 Verdicts are of B against A, from a 95 % bootstrap interval of the difference over prompts:
@@ -67,15 +67,11 @@ def as_json(one: Difference) -> dict[str, Any]:
     }
 
 
-@click.command(
-    epilog=EPILOG,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+@click.command(cls=Program, epilog=EPILOG)
 @click.argument("first", metavar="A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
 @click.option("--groups", is_flag=True, help="Also by set and kind, not only over all takes.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything there.")
+@click.option("--json", "target", type=OutputFile(), help="Write everything there.")
 def main(first: Path, second: Path, groups: bool, target: Path | None) -> None:
     """Compare the runs in the folders A and B, take by take."""
     try:

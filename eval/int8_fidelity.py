@@ -21,7 +21,9 @@ from flax import nnx
 
 from dia2_jax import checkpoint
 from dia2_jax.convert.models import abstract_dia2
+from eval.command import EPILOG, Finite
 from eval.latency_models import Source, random_params
+from train.command import Program
 
 
 def heads(source: Source, int8: bool, steps: int, norm: float) -> list[np.ndarray]:
@@ -50,10 +52,17 @@ def heads(source: Source, int8: bool, steps: int, norm: float) -> list[np.ndarra
     return [np.asarray(logits, np.float64).ravel() for logits in run(params)]
 
 
-@click.command(help="Cosines of int8 and float32 logits; see the module's docstring.")
+@click.command(
+    cls=Program,
+    epilog=EPILOG,
+    no_args_is_help=False,
+    help="Cosines of int8 and float32 logits; see the module's docstring.",
+)
 @click.option("--config", default="dia2_1b", show_default=True, help="Shape in configs/.")
-@click.option("--steps", default=24, show_default=True)
-@click.option("--norm", default=1.0, show_default=True, help="Weights of query and key norms.")
+@click.option("--steps", type=click.IntRange(min=1), default=24, show_default=True)
+@click.option(
+    "--norm", type=Finite(), default=1.0, show_default=True, help="Weights of query and key norms."
+)
 def main(config: str, steps: int, norm: float) -> None:
     """Command line."""
     source = Source.of(config)

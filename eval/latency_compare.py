@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any
 import click
 import numpy as np
 
-from eval.command import write_json
+from eval.command import OutputFile, write_json
 from eval.latency_page import BUSY
 from eval.latency_suite import FIGURES, SUITE
-from train.command import BadInput
+from train.command import BadInput, Program
 
 #: Rounds on either side below which nothing is concluded: of two times three equal ones, one in ten
 #: pairs lies wholly apart by chance; of two times four, one in 35.
@@ -118,6 +117,20 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Differe
     ]
 
 
+_TEXT, _OBJECT = (str, "a text"), (dict, "an object")
+#: What a report must hold, and of which kind.
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("command", "config", "dtype", "weights", "backend"), _TEXT),
+    **dict.fromkeys(("machine", "versions", "figures"), _OBJECT),
+    "positions": (list, "a list"),
+}
+_MACHINE_KINDS: dict[str, tuple[Any, str]] = {
+    "cpu": _TEXT,
+    "cores": (int, "a whole number"),
+    "others_cpu_share": (int | float, "a number"),
+}
+
+
 def read_suite(path: Path) -> dict[str, Any]:
     """A report of ``eval.latency --suite``.
 
@@ -129,7 +142,7 @@ def read_suite(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; {remedy}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON ({error}); {remedy}") from error
     if not isinstance(report, dict) or "suite" not in report:
         raise BadInput(f"{path}: not a report of a suite; {remedy}")
@@ -137,14 +150,17 @@ def read_suite(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path}: suite {report['suite']!r}, where this program knows suite {SUITE}; {remedy}"
         )
-    wanted = {"config", "dtype", "weights", "backend", "machine", "versions", "positions"}
-    if lacking := sorted((wanted | {"command", "figures"}) - report.keys()):
-        raise BadInput(f"{path}: lacks {', '.join(lacking)}; {remedy}")
-    for key in ("machine", "versions", "figures"):
-        if not isinstance(report[key], dict):
-            raise BadInput(f"{path}: {key} is not an object; {remedy}")
-    if lacking := sorted({"cpu", "cores", "others_cpu_share"} - report["machine"].keys()):
-        raise BadInput(f"{path}: machine lacks {', '.join(lacking)}; {remedy}")
+    for part, kinds in ("", _KINDS), ("machine.", _MACHINE_KINDS):
+        content = report["machine"] if part else report
+        if lacking := sorted(kinds.keys() - content.keys()):
+            names = ", ".join(part + name for name in lacking)
+            raise BadInput(f"{path}: lacks {names}; {remedy}")
+        for name, (kind, text) in kinds.items():
+            if not isinstance(content[name], kind) or isinstance(content[name], bool):
+                raise BadInput(f"{path}: {part}{name} is not {text}; {remedy}")
+    positions = report["positions"]
+    if len(positions) != 2 or not all(type(step) is int for step in positions):
+        raise BadInput(f"{path}: positions are not two steps; {remedy}")
     for name, figure in report["figures"].items():
         rounds = figure.get("rounds") if isinstance(figure, dict) else None
         if name not in FIGURES or not _sound(rounds):
@@ -160,10 +176,7 @@ def _sound(rounds: Any) -> bool:
         return False
     samples = [value for one in rounds for value in one]
     return bool(samples) and all(
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value > 0
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
         for value in samples
     )
 
@@ -252,15 +265,11 @@ def comparison_table(differences: Sequence[Difference]) -> str:
     return "\n".join(lines)
 
 
-@click.command(
-    epilog=EPILOG,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+@click.command(cls=Program, epilog=EPILOG)
 @click.argument("first", metavar="A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="[B]", required=False, type=click.Path(path_type=Path))
 @click.option("--across", is_flag=True, help="Compare although model, dtype or machine differ.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the comparison.")
+@click.option("--json", "target", type=OutputFile(), help="Write the comparison.")
 def main(first: Path, second: Path | None, across: bool, target: Path | None) -> None:
     """Print the table of suite A, or compare suite B with it."""
     one = read_suite(first)

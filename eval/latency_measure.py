@@ -186,7 +186,7 @@ def _audible(ours: Side) -> dict[str, Any]:
     """How soon a checkpoint is heard, over the first scripts of the everyday set."""
     texts = everyday_scripts(_AUDIBLE_SCRIPTS)
     say(f"the first audible chunk of {len(texts)} sentences")
-    takes = ours.call("listen", [words_at_once(text, 0) for text in texts], None, True)
+    takes = ours.call("listen", [words_at_once(text, 0) for text in texts], None, True, True)
     found = summed_up(takes)
     return {name: found[name] for name in ("first_audible", "leading_silence", "silent")}
 
@@ -198,7 +198,7 @@ def _listening(ours: Side, sweeps: Sweeps, frames: int) -> dict[str, Any]:
     for name in sweeps.cadences:
         schedules = [CADENCES[name](text, seed) for seed, text in enumerate(texts)]
         say(f"text by {name}, {sum(each.end for each in schedules):.0f} s of it")
-        takes = ours.call("listen", schedules, None)
+        takes = ours.call("listen", schedules, None, False, True)
         report.setdefault("cadences", {})[name] = {
             **summed_up(takes),
             "each": [dataclasses.asdict(figures(take)) for take in takes],
@@ -206,7 +206,7 @@ def _listening(ours: Side, sweeps: Sweeps, frames: int) -> dict[str, Any]:
         }
     for size in sweeps.chunks:
         say(f"chunks of {size} frames")
-        takes = ours.call("listen", [at_once(text, 0) for text in texts], size)
+        takes = ours.call("listen", [at_once(text, 0) for text in texts], size, False, True)
         report.setdefault("chunks", {})[str(size)] = summed_up(takes)
     for count in sweeps.rows:
         say(f"{count} rows")
@@ -259,7 +259,7 @@ def _outside(
             if cold:
                 cold_start = run.start_s
                 continue
-            (own,) = ours.call("listen", [schedule], None)
+            (own,) = ours.call("listen", [schedule], None, False, True)
             inside.append(own)
             outside.append(dataclasses.replace(run.take, began=own.began))
             starts.append(run.start_s)

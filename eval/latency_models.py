@@ -51,7 +51,7 @@ class Source:
         path = Path(name_or_folder)
         if _yaml(name_or_folder).is_file():
             return cls(name_or_folder, None)
-        if path.is_dir():
+        if name_or_folder and path.is_dir():
             return cls(name_or_folder, path)
         names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
         raise MeasurementError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from dia2_jax.text.script import Entry
 from dia2_jax.text.tokenizer import Tokenizer
 from eval import latency_rows
 from eval.latency_cadences import Schedule
-from eval.latency_listener import AUDIBLE, Take
+from eval.latency_listener import AUDIBLE, Chunk, Take
 from eval.latency_machine import AnonymousPeak, memory, read_bandwidth, versions
 from eval.latency_models import (
     Source,
@@ -40,9 +41,12 @@ from eval.latency_models import (
     synthetic_tokenizer,
 )
 from eval.latency_process import MeasurementError
-from eval.latency_stream import speak
+from eval.latency_stream import Client, speak
 
 _GB = 1e9
+#: Seconds that a session waits for its text before it is listened to as by a client: long enough
+#: for everything that spins for a while to sleep.
+REST_S = 0.2
 #: Frames run on from a chosen position before the state jumps back to it.
 SPAN = 32
 
@@ -186,7 +190,11 @@ class Ours:
         }
 
     def listen(
-        self, schedules: Sequence[Schedule], chunk_frames: int | None = None, heard: bool = False
+        self,
+        schedules: Sequence[Schedule],
+        chunk_frames: int | None = None,
+        heard: bool = False,
+        client: bool = False,
     ) -> list[Take]:
         """A session for each schedule, fed in real time; the seed is the index.
 
@@ -194,16 +202,25 @@ class Ours:
           schedules: how the texts arrive.
           chunk_frames: the side's own, if None.
           heard: stop each take with its first audible chunk.
+          client: as a command or server does it: each session waits a while for its text, and
+            what it says is written into a pipe that another process reads.
         """
         chunk_frames = self._chunk_frames if chunk_frames is None else chunk_frames
         self._decode_once(chunk_frames)
+
+        def enough(chunk: Chunk) -> bool:
+            return heard and chunk.level > AUDIBLE
+
         takes = []
-        for seed, schedule in enumerate(schedules):
-            session = self._session(seed, chunk_frames)
-            takes.append(
-                speak(session, schedule, until=lambda chunk: heard and chunk.level > AUDIBLE)
-            )
-            session.cancel()
+        with Client() if client else contextlib.nullcontext() as reader:
+            for seed, schedule in enumerate(schedules):
+                session = self._session(seed, chunk_frames)
+                if reader is None:
+                    takes.append(speak(session, schedule, until=enough))
+                else:
+                    take = reader.take
+                    takes.append(speak(session, schedule, until=enough, rest=REST_S, deliver=take))
+                session.cancel()
         return takes
 
     def batch(self, count: int, frames: int) -> dict[str, Any]:

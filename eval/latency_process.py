@@ -23,12 +23,13 @@ from typing import Any, NoReturn, Protocol
 from dia2_jax.errors import Dia2Error
 
 
-class MeasurementError(Exception):
+class MeasurementError(Dia2Error):
     """Something cannot be measured; the message says what is missing and what to do."""
 
 
 #: Exit status of a program that SIGTERM ended.
 TERMINATED = 143
+_INTERRUPTED = 130
 
 
 @contextlib.contextmanager
@@ -96,7 +97,8 @@ class Child:
         Raises:
           MeasurementError: the method failed, or the process is gone.
         """
-        self._connection.send((method, arguments))
+        with contextlib.suppress(ConnectionError):  # it is gone, which is found out next
+            self._connection.send((method, arguments))
         return self._receive()
 
     def close(self) -> None:
@@ -124,7 +126,7 @@ class Child:
     def _receive(self) -> Any:
         try:
             good, result = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join()
             raise MeasurementError(
                 f"{self._name}: its process ended with code {self._process.exitcode}; a negative "
@@ -141,6 +143,8 @@ def _serve(
     arguments: dict[str, Any],
     environment: dict[str, str | None],
 ) -> None:
+    # Ctrl-C reaches every process of a terminal; the parent is the one that speaks of it.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
     # What libraries print belongs to stderr: the parent's stdout may be carrying JSON.
     sys.stdout.flush()
     os.dup2(2, 1)
@@ -154,7 +158,7 @@ def _serve(
     def answer(run: Any) -> Any:
         try:
             result = run()
-        except (Dia2Error, MeasurementError) as error:
+        except Dia2Error as error:
             connection.send((False, str(error)))
         except Exception as error:
             traceback.print_exc()

@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.latency_curves import draw
 from eval.latency_page import BUSY, page
+from eval.latency_stopwatch import ALLOWED_MS, TOLERANCE
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -196,7 +197,8 @@ def _stopwatch(outside: Mapping[str, Any]) -> list[list[str]]:
         for name, label in labels.items()
         if (one := outside[name]) is not None
     ]
-    verdict = "agrees within 10 %" if outside["agrees"] else "DOES NOT AGREE within 10 %"
+    bar = f"within {TOLERANCE:.0%}, or {ALLOWED_MS:g} ms for the first chunk"
+    verdict = f"{'agrees' if outside['agrees'] else 'DOES NOT AGREE'} {bar}"
     return [
         ["outside stopwatch", *found, f"{outside['runs']} runs", verdict],
         [

@@ -28,10 +28,18 @@ from eval.latency_process import MeasurementError
 
 _BYTES_PER_SAMPLE = 2
 _READ_BYTES = 65_536
-#: How far inside and outside may be apart.
+#: How far inside and outside may be apart, as a share ...
 TOLERANCE = 0.10
+#: ... and in milliseconds, for the first chunk and what is first heard. Before it the text goes
+#: through a pipe and two sleeping threads of the command, and after it the client wakes; with all
+#: cores computing, each of the three may wait for a slice of the scheduler (0.75 to 3 ms on Linux,
+#: by version and cores). No clock inside can see that, and no model makes it smaller: it matters
+#: where a first chunk takes some 20 ms or less, as nano's does, and is nothing beside the share of
+#: any other. The pace has no such allowance: a client that takes a tenth of it would be heard.
+ALLOWED_MS = 2.0
 #: What both sides measure.
 COMPARED = ("first_playable_ms", "first_audible_ms", "last_chunk_ms", "x_realtime")
+_OF_FIRST = ("first_playable_ms", "first_audible_ms")
 
 
 @dataclass(frozen=True)
@@ -252,8 +260,9 @@ def agreement(inside: Sequence[Take], outside: Sequence[Take]) -> dict[str, Any]
 
     Returns:
       For each of ``COMPARED`` inside and outside (medians), ratios (outside over inside, each
-      run) and difference (the median ratio - 1), or None if no run has the figure; and
-      ``largest_difference``, ``agrees`` (all within ``TOLERANCE``).
+      run), difference (the median ratio - 1) and agrees, or None if no run has the figure; and
+      ``largest_difference``, ``agrees`` (all within ``TOLERANCE``, those of the first chunk or
+      within ``ALLOWED_MS``).
     """
     found: dict[str, Any] = {}
     pairs = [(compared(one), compared(other)) for one, other in zip(inside, outside, strict=True)]
@@ -263,16 +272,18 @@ def agreement(inside: Sequence[Take], outside: Sequence[Take]) -> dict[str, Any]
             found[name] = None
             continue
         ratios = [b / a for a, b in values]
+        apart = float(np.median([abs(b - a) for a, b in values]))
+        difference = float(np.median(ratios)) - 1
         found[name] = {
             "inside": float(np.median([a for a, _ in values])),
             "outside": float(np.median([b for _, b in values])),
             "ratios": ratios,
-            "difference": float(np.median(ratios)) - 1,
+            "difference": difference,
+            "agrees": abs(difference) <= TOLERANCE or (name in _OF_FIRST and apart <= ALLOWED_MS),
         }
-    differences = [abs(found[name]["difference"]) for name in COMPARED if found[name]]
-    largest = max(differences) if differences else None
+    known = [found[name] for name in COMPARED if found[name]]
     return {
         **found,
-        "largest_difference": largest,
-        "agrees": largest is not None and largest <= TOLERANCE,
+        "largest_difference": max((abs(one["difference"]) for one in known), default=None),
+        "agrees": bool(known) and all(one["agrees"] for one in known),
     }

@@ -11,7 +11,6 @@ Measure on an otherwise idle machine; [SPEED.md](SPEED.md) says what was found.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,10 @@ from jax import lax
 
 from dia2_jax.nn.quantized import project_int8, quantize, round_rows
 from dia2_jax.typing import Array
+from eval.command import EPILOG, OutputFile, listed, size, write_json
 from eval.latency_machine import describe, read_bandwidth, versions
 from eval.latency_statistics import summary
+from train.command import Program
 
 SHAPES = "2048x1024,1024x2048,12288x1024,1024x6144,3072x1024,1024x1024,6144x1024,1024x3072"
 
@@ -118,37 +119,73 @@ def measure(way: Way, shape: tuple[int, int], rows: int, count: int, repeats: in
     return {**spread, "weights_gb_per_s": size / spread["p50_ms"] / 1e6}
 
 
-@click.command(help="Time products of few rows; see the module's docstring.")
-@click.option("--rows", default="2,8", show_default=True, help="Rows of activations.")
-@click.option("--shapes", default=SHAPES, show_default=True, help="Weights, OUTxIN.")
+def _shape(text: str) -> tuple[int, int]:
+    outputs, inputs = (size(part) for part in text.split("x"))
+    return outputs, inputs
+
+
+_COUNT = click.IntRange(min=1)
+
+
+@click.command(
+    cls=Program,
+    epilog=EPILOG,
+    no_args_is_help=False,
+    help="Time products of few rows; see the module's docstring.",
+)
+@click.option(
+    "--rows",
+    default="2,8",
+    show_default=True,
+    callback=listed("whole numbers from 1 on separated by commas, for example 2,8", size),
+    help="Rows of activations.",
+)
+@click.option(
+    "--shapes",
+    default=SHAPES,
+    show_default=True,
+    callback=listed("OUTxIN separated by commas, for example 2048x1024,1024x1024", _shape),
+    help="Weights, OUTxIN.",
+)
 @click.option("--ways", help="Only the ways whose names begin so, separated by semicolons.")
-@click.option("--megabytes", default=100, show_default=True, help="int8 weights read in turn.")
-@click.option("--repeats", default=9, show_default=True, help="Times all of them are read.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything there.")
+@click.option(
+    "--megabytes", type=_COUNT, default=100, show_default=True, help="int8 weights read in turn."
+)
+@click.option(
+    "--repeats", type=_COUNT, default=9, show_default=True, help="Times all of them are read."
+)
+@click.option("--json", "target", type=OutputFile(), help="Write everything there.")
 def main(
-    rows: str, shapes: str, ways: str | None, megabytes: int, repeats: int, target: Path | None
+    rows: list[int],
+    shapes: list[tuple[int, int]],
+    ways: str | None,
+    megabytes: int,
+    repeats: int,
+    target: Path | None,
 ) -> None:
     """Command line."""
-    wanted = None if ways is None else tuple(ways.split(";"))
+    wanted = ("",) if ways is None else tuple(ways.split(";"))
+    if not any(name.startswith(wanted) for name in WAYS):
+        raise click.BadParameter(f"--ways {ways}: none begins so; there are {'; '.join(WAYS)}")
     found: list[dict[str, Any]] = []
-    for text in shapes.split(","):
-        outputs, inputs = (int(part) for part in text.split("x"))
+    for outputs, inputs in shapes:
+        text = f"{outputs}x{inputs}"
         count = max(megabytes * 1_000_000 // (outputs * inputs), 1)
-        for size in (int(part) for part in rows.split(",")):
+        for row_count in rows:
             for name, way in WAYS.items():
-                if wanted is not None and not name.startswith(wanted):
+                if not name.startswith(wanted):
                     continue
-                one = measure(way, (outputs, inputs), size, count, repeats)
-                found.append({"way": name, "shape": [outputs, inputs], "rows": size, **one})
+                one = measure(way, (outputs, inputs), row_count, count, repeats)
+                found.append({"way": name, "shape": [outputs, inputs], "rows": row_count, **one})
                 click.echo(
-                    f"{text:>11} {size} rows  {name:32} {one['p50_ms']:8.3f} ms "
+                    f"{text:>11} {row_count} rows  {name:32} {one['p50_ms']:8.3f} ms "
                     f"({one['p25_ms']:.3f} to {one['p75_ms']:.3f})  "
                     f"{one['weights_gb_per_s']:6.2f} GB/s"
                 )
     machine = {**describe(), **read_bandwidth(0.5), **versions("jax", "jaxlib")}
     click.echo(f"this machine reads {machine['best_gb_per_s']:.1f} GB/s")
     if target is not None:
-        target.write_text(json.dumps({"machine": machine, "products": found}, indent=2) + "\n")
+        write_json(target, {"machine": machine, "products": found})
 
 
 if __name__ == "__main__":

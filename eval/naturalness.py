@@ -14,7 +14,7 @@ import click
 
 from dia2_jax import hub
 from dia2_jax.errors import ConfigError
-from eval.command import integers, metric_options, names, resumable
+from eval.command import OutputFolder, Resumable, integers, metric_options, names
 from eval.latency_machine import package_versions
 from eval.scoring import sources as making
 from eval.scoring.evaluation import (
@@ -29,6 +29,7 @@ from eval.scoring.evaluation import (
 )
 from eval.scoring.metric import Options
 from eval.scoring.prompts import built_in, read_sets
+from eval.scoring.registry import require_known
 from eval.scoring.run_folder import RunFolder
 from eval.scoring.sources import Studio
 from eval.scoring.takes import GENERATED, RESYNTHESIS, SOURCES
@@ -122,11 +123,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     return found
 
 
-@click.command(
-    epilog=EPILOG,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+@click.command(cls=Resumable, epilog=EPILOG)
 @click.argument("checkpoint")
 @click.argument("overrides", metavar="[NAME=VALUE ...]", nargs=-1)
 @click.option(
@@ -139,9 +136,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     metavar="SET|FILE[,…]",
     help="Sets by name, files by path; may be given several times.",
 )
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, help="Folder of the run."
-)
+@click.option("--out", "-o", type=OutputFolder(), required=True, help="Folder of the run.")
 @click.option(
     "--seeds",
     "--seed",
@@ -177,8 +172,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no report on standard output.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool, **options: Any) -> None:
+def main(**options: Any) -> None:
     """Generate speech from prompt sets with CHECKPOINT and measure it.
 
     CHECKPOINT is a model's folder, a hub repository, or nano, the model inside the package.
@@ -188,8 +182,7 @@ def main(debug: bool, **options: Any) -> None:
       python -m eval.naturalness nano cfg_scale=1.0 -p everyday -o runs/everyday
       python -m eval.naturalness runs/codec/export --codec-only -p corpus/test.jsonl -o runs/codec
     """
-    with resumable(debug):
-        _run(**options)
+    _run(**options)
 
 
 def _run(
@@ -218,12 +211,14 @@ def _run(
             f"--prompts {','.join(prompts)}: has no recordings, and nothing is to be generated; "
             "give a set with recordings, or leave out --codec-only and --sources"
         )
+    require_known(metrics)
     making.check_files(sets)
     recognizer = making.voice_recognizer(sets, asr) if GENERATED in wanted else None
-    opened, left_out = measuring(Options(asr, speaker_model, utmos), metrics)
+    # The checkpoint first: what a metric may lack matters less than that there is no model.
     studio, identity = open_studio(
         checkpoint, wanted, overrides, dtype=dtype, mimi=mimi, recognizer=recognizer
     )
+    opened, left_out = measuring(Options(asr, speaker_model, utmos), metrics)
     if recognizer is not None:  # what is spoken depends on what it heard in the voices
         heard_by = {"asr": Path(asr).name, **package_versions("faster-whisper", "ctranslate2")}
         identity["voices"] = heard_by

@@ -10,22 +10,23 @@ to 90 dB, and conversion bit for bit. Exit status: 0 all passed, 1 something mis
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import click
 import jax
 
+from eval.command import OutputFile, write_json
 from eval.parity_checks import Checks, Item
 from eval.parity_codec import check_codec
 from eval.parity_conversion import check_conversion
-from eval.parity_folder import Golden, NotGolden
+from eval.parity_folder import Golden
 from eval.parity_generation import check_generations
 from eval.parity_network import check_guidance, check_network
 from eval.parity_text import check_text
+from train.command import Program
 
 PARTS: dict[str, Callable[[Golden, Checks], None]] = {
     "text": check_text,
@@ -57,17 +58,28 @@ def check_folder(
     return checks
 
 
-@click.command(help=(__doc__ or "").split("\n\n")[2])
+EPILOG = """\b
+Exit status:
+  0    all passed
+  1    something missed its bar
+  2    a folder, file or option cannot be used: the message says why
+"""
+
+
+@click.command(cls=Program, epilog=EPILOG, help=(__doc__ or "").split("\n\n")[2])
 @click.argument("folders", metavar="DIR [DIR ...]", nargs=-1, required=True)
-@click.option("--json", "destination", metavar="FILE", help="Write all numbers; - for stdout.")
+@click.option(
+    "--json",
+    "destination",
+    type=OutputFile(stdout=True),
+    metavar="FILE",
+    help="Write all numbers; - for stdout.",
+)
 @click.option(
     "--only", "parts", type=click.Choice(list(PARTS)), multiple=True, help="Check a part alone."
 )
-def main(folders: tuple[str, ...], destination: str | None, parts: tuple[str, ...]) -> None:
-    try:
-        opened = [Golden(folder) for folder in folders]
-    except NotGolden as error:
-        raise click.UsageError(str(error)) from None
+def main(folders: tuple[str, ...], destination: Path | str | None, parts: tuple[str, ...]) -> None:
+    opened = [Golden(folder) for folder in folders]
     documents = []
     for golden in opened:
         begun = time.perf_counter()
@@ -88,7 +100,9 @@ def main(folders: tuple[str, ...], destination: str | None, parts: tuple[str, ..
         )
     passed = all(document["passed"] for document in documents)
     if destination is not None:
-        _write({"passed": passed, "parts": list(parts or PARTS), "folders": documents}, destination)
+        write_json(
+            destination, {"passed": passed, "parts": list(parts or PARTS), "folders": documents}
+        )
     sys.exit(0 if passed else 1)
 
 
@@ -138,11 +152,5 @@ def _progress(folder: str) -> Callable[[str], None]:
     return say
 
 
-def _write(document: dict[str, Any], destination: str) -> None:
-    with click.open_file(destination, "w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1, allow_nan=False)
-        file.write("\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(prog_name="python -m eval.parity")

@@ -20,7 +20,7 @@ from dia2_jax import hub
 from dia2_jax.config import Dia2Config, MimiConfig, load_dia2_config, load_mimi_config
 from dia2_jax.convert.load import SourceInfo
 from dia2_jax.convert.models import load_dia2, load_mimi
-from dia2_jax.errors import HubError
+from dia2_jax.errors import Dia2Error, HubError
 from dia2_jax.generation.step import Programs
 from dia2_jax.mimi.codec import Mimi
 from dia2_jax.mimi.runtime import Codec
@@ -33,7 +33,7 @@ GOLDEN = "golden.json"
 _GENERATION = "generate_"
 
 
-class NotGolden(Exception):
+class NotGolden(Dia2Error):
     """A folder that lacks what every golden folder holds; the message names it."""
 
 

@@ -23,12 +23,11 @@ import click
 
 from dia2_jax.config import Dia2Config
 from dia2_jax.convert.models import abstract_dia2
-from dia2_jax.errors import Dia2Error, describe
-from eval.command import listed
+from eval.command import EPILOG, listed
 from eval.latency_measure import default_positions
 from eval.latency_models import Source, frame_cache_bytes, frame_weights
 from eval.latency_process import MeasurementError
-from train.command import BadInput
+from train.command import Program
 
 #: The package computes in these.
 DTYPES = ("float32", "bfloat16", "int8")
@@ -205,19 +204,18 @@ def sources() -> str:
 _STEPS = listed("steps separated by commas, for example 100,1400", int)
 
 
-@click.command(help="Bounds of frame times on accelerators, computed; see the module's docstring.")
+@click.command(
+    cls=Program,
+    epilog=EPILOG,
+    help="Bounds of frame times on accelerators, computed; see the module's docstring.",
+)
 @click.option("--config", "names", required=True, metavar="NAMES", help="Shapes or checkpoints.")
 @click.option("--at", callback=_STEPS, metavar="STEPS", help="Positions, e.g. 100,1400.")
 def main(names: str, at: list[int] | None) -> None:
     """Command line."""
-    try:
-        text = table(names.split(","), at)
-    except MeasurementError as error:
-        raise BadInput(str(error)) from error
-    except Dia2Error as error:
-        raise BadInput(describe(error)) from error
+    text = table(names.split(","), at)
     click.echo(f"{text}\n\nComputed, not measured, from published figures:\n\n{sources()}")
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="python -m eval.step_estimate")

@@ -58,7 +58,13 @@ class FailedRun(BadInput):
 
 
 class Program(click.Command):
-    """A command that turns errors into one message and an exit status; ``--debug`` shows more."""
+    """A command that turns errors into one message and an exit status; ``--debug`` shows more.
+
+    Attributes:
+      interrupted: what is said of Ctrl-C.
+    """
+
+    interrupted = "interrupted"
 
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("epilog", EPILOG)
@@ -79,7 +85,7 @@ class Program(click.Command):
             kind = FailedRun if isinstance(error, NonFiniteError) else BadInput
             raise kind(describe(error)) from error
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            click.echo(self.interrupted, err=True)
             ctx.exit(INTERRUPTED)
 
 

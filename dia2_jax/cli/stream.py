@@ -118,7 +118,8 @@ def stream(
         note("ready")
     session = model.session(settings, voices=voices, seed=seed, chunk_frames=chunk_frames)
     startup.passed("session")
-    session.on_work = startup.worked
+    if startup.wanted:
+        session.on_work = startup.worked
     clock, said = Clock(), Said()
 
     def finish(finished: bool) -> None:
@@ -322,4 +323,4 @@ class Clock:
 
 
 def _between(start: float | None, end: float | None) -> float | None:
-    return None if start is None or end is None else round(end - start, 3)
+    return None if start is None or end is None else round(end - start, 4)

@@ -153,26 +153,33 @@ def _score(row: Row, metric: str, name: str) -> float | None:
 def _take(row: Row, folder: Path, failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     # Recordings are where the user has them.
     path = Path(row["audio"]) if row["source"] == RECORDING else folder / row["audio"]
-    wave, rate = soundfile.read(path, dtype="float32", frames=-1)
-    wave = wave if wave.ndim == 1 else wave.mean(axis=1)
     shown = [
         f"{label}: {value:.3g}"
         for metric, name, label in _DISTRIBUTIONS
         if (value := _score(row, metric, name)) is not None
     ]
-    return {
+    found = {
         "name": name_of(row),
         "script": row["script"],
         "heard": row["scores"].get("intelligibility", {}).get("transcript"),
         "scores": ", ".join(shown),
         "what": "; ".join(_what(row, failures)),
-        "audio": _audio(wave[: int(_SECONDS * rate)], rate),
-        "picture": spectrogram(
-            wave[: int(_SECONDS * rate)],
-            rate,
-            row["words"],
-            row["scores"].get("word_times", {}).get("starts", ()),
-        ),
+    }
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            wave = file.read(int(_SECONDS * rate), dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.SoundFileError, OSError):
+        # Of a run that goes on, audio may be gone meanwhile; its scores are as they were.
+        lost = f"{path}: its audio is gone or damaged, its scores are of before"
+        if row["source"] != RECORDING:
+            lost += "; delete its line in utterances.jsonl, and the same command makes it again"
+        return {**found, "lost": lost}
+    starts = row["scores"].get("word_times", {}).get("starts", ())
+    return {
+        **found,
+        "audio": _audio(wave, rate),
+        "picture": spectrogram(wave, rate, row["words"], starts),
     }
 
 

@@ -128,38 +128,47 @@ def read_set(name: str) -> PromptSet:
             f".lst of Seed-TTS-eval, or one of "
             f"{', '.join(built_in())}"
         )
-    data = path.read_bytes()
     prompts: dict[str, Prompt] = {}
-    try:
-        lines = data.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error}); write it again as such") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        read = _listed if path.suffix == ".lst" else _prompt
+    read = _listed if path.suffix == ".lst" else _prompt
+    for number, line in _lines(path):
         prompt = read(line, path, f"{path}:{number}")
         if prompt.id in prompts:
             raise DataError(f"{path}:{number}: id {prompt.id!r} occurs twice; rename one")
         prompts[prompt.id] = prompt
     if not prompts:
         raise DataError(f"{path}: holds no prompts; write one a line")
-    digest = hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return PromptSet(path.stem, path, digest, tuple(prompts.values()))
+
+
+def rows_of(found: PromptSet) -> list[dict[str, Any]]:
+    """The rows of a set in JSON Lines as they are written, whatever else they hold."""
+    return [json.loads(line) for _, line in _lines(found.path)]
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Lines that are not empty, with their numbers."""
+    try:
+        # At "\n" alone: other line ends that Unicode knows may stand in a text.
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error}); write it again as such") from None
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _prompt(line: str, path: Path, where: str) -> Prompt:
     try:
         row = json.loads(line)
-    except ValueError as error:
+        json.dumps(row, ensure_ascii=False).encode()  # halves of characters (\ud83d) are no text
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: is no JSON ({error}); write one object a line") from None
     if not isinstance(row, Mapping):
         raise DataError(f"{where}: is no JSON object; write {{'id': …, 'script': …}}")
-    for name in ("id", "script"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
+    for name in ("id", "script", "kind"):
+        if not _is_text(row.get(name, "line" if name == "kind" else None)):
             raise DataError(f"{where}: {name} must be a text that is not empty")
     reference = row.get("reference", row.get("path"))
-    if reference is not None and not isinstance(reference, str):
+    if reference is not None and not _is_text(reference):
         raise DataError(f"{where}: reference must be the path of a recording")
     seconds = row.get("seconds", row.get("duration"))
     if seconds is not None and not (_is_number(seconds) and seconds > 0):
@@ -167,7 +176,7 @@ def _prompt(line: str, path: Path, where: str) -> Prompt:
     return Prompt(
         set=path.stem,
         id=row["id"],
-        kind=str(row.get("kind", "line")),
+        kind=row.get("kind", "line"),
         script=row["script"],
         reference=None if reference is None else path.parent / reference,
         seconds=None if seconds is None else float(seconds),
@@ -221,17 +230,33 @@ def _words(rows: Any, where: str) -> list[SpokenWord]:
     for row in rows:
         try:
             word = SpokenWord(
-                row["text"], row.get("speaker", SPEAKER_TAGS[0]), row["start"], row["end"]
+                row["text"], row.get("speaker") or SPEAKER_TAGS[0], row["start"], row["end"]
             )
         except (KeyError, TypeError, AttributeError):
             raise DataError(
                 f"{where}: a word needs text, start and end, got {json.dumps(row)[:80]}"
             ) from None
-        if not (_is_number(word.start) and _is_number(word.end)):
-            raise DataError(f"{where}: start and end of {word.text!r} must be seconds")
+        if not _is_text(word.text) or word.speaker not in SPEAKER_TAGS:
+            raise DataError(
+                f"{where}: a word's text must be one, and its speaker {' or '.join(SPEAKER_TAGS)}, "
+                f"got {json.dumps(row)[:80]}"
+            )
+        start, end = row["start"], row["end"]
+        if not (_is_number(start) and _is_number(end) and 0 <= start <= end):
+            raise DataError(
+                f"{where}: start and end of {word.text!r} must be seconds, the end not before "
+                f"the start, got {json.dumps(row)[:80]}"
+            )
         words.append(word)
     return words
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a finite one; JSON as Python reads it knows NaN, and 1e999 is infinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1e12

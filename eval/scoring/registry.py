@@ -37,6 +37,20 @@ METRICS: tuple[type[Metric], ...] = (
 )
 
 
+def require_known(names: Sequence[str]) -> None:
+    """That there are metrics of these names.
+
+    Raises:
+      ConfigError: there is none of one.
+    """
+    known = [kind.name for kind in METRICS]
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"no metric {name!r}{suggest(name, known)}; known: {', '.join(known)}"
+            )
+
+
 def open_metrics(
     options: Options, tell: Callable[[str], None], names: Sequence[str] = ()
 ) -> list[Metric]:
@@ -48,12 +62,7 @@ def open_metrics(
     Raises:
       ConfigError: there is no metric of a name.
     """
-    known = [kind.name for kind in METRICS]
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"no metric {name!r}{suggest(name, known)}; known: {', '.join(known)}"
-            )
+    require_known(names)
     found: list[Metric] = []
     for kind in METRICS:
         if names and kind.name not in names:

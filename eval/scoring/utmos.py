@@ -10,6 +10,7 @@ downloaded on first use, or given as a file.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,16 @@ def _weights(given: Path | None) -> Path:
     from utmos_pytorch.utils import download_utmos_ckpt
     from utmos_pytorch.utmos_torch import UTMOSModel
 
-    path = Path(download_utmos_ckpt()) if given is None else given
+    if given is None:
+        # Without a network the hub's client tells of every new attempt; one line at the end does.
+        talk = logging.getLogger("huggingface_hub")
+        level = talk.level
+        talk.setLevel(logging.ERROR)
+        try:
+            given = Path(download_utmos_ckpt())
+        finally:
+            talk.setLevel(level)
+    path = given
     with torch.device("meta"):
         wanted = set(UTMOSModel().state_dict())
     lacking = sorted(wanted - set(torch.load(path, map_location="meta", weights_only=True)))

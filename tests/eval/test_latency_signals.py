@@ -38,15 +38,16 @@ latency.main(["--config", "dia2_1b"])
 
 
 def wait_for(path: Path, program: subprocess.Popen[str]) -> int:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # on a busy machine imports take minutes
     while time.monotonic() < deadline and program.poll() is None:
         if path.exists() and (text := path.read_text()):
             return int(text)
         time.sleep(0.02)
+    program.kill()
     raise AssertionError(f"it started nothing: {program.communicate()}")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_program_ends_the_command_that_it_times(
     tmp_path: Path, number: int, status: int
 ) -> None:

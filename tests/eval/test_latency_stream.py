@@ -18,7 +18,7 @@ from eval.latency_models import Source
 from eval.latency_ours import Ours
 from eval.latency_process import MeasurementError
 from eval.latency_rows import BatchTake, summed_up
-from eval.latency_stream import speak
+from eval.latency_stream import Client, speak
 
 FRAME = 0.04  # seconds to compute one; it plays 0.08
 
@@ -99,6 +99,33 @@ def test_times_count_from_the_text_not_from_the_padding_before_it() -> None:
     assert found.final_text_ms == pytest.approx(160)
 
 
+def test_text_may_find_a_session_that_has_waited_for_it() -> None:
+    world = World()
+    take = world.speak(at_once("a b c", 0), rest=5.0)
+    assert world.asked == pytest.approx([100 + 2 * FRAME + 5.0])
+    assert take.chunks[0].at == pytest.approx(FRAME) and take.waits == ()
+
+
+def test_a_chunk_is_there_when_it_was_delivered() -> None:
+    world = World()
+    sizes = []
+
+    def deliver(pcm: np.ndarray) -> None:
+        world.now += 0.01
+        sizes.append(pcm.size)
+
+    take = world.speak(at_once("a b c", 0), deliver=deliver)
+    assert [chunk.at for chunk in take.chunks[:3]] == pytest.approx([0.05, 0.1, 0.15])
+    assert sizes == [1920] * len(take.chunks)
+
+
+def test_a_client_reads_what_it_is_given_and_ends_with_it() -> None:
+    with Client() as client:
+        for _ in range(50):  # more than a pipe holds
+            client.take(np.zeros(1920, np.float32))
+    assert client._process.returncode == 0
+
+
 def test_text_that_arrives_while_it_is_busy_counts_as_arrived() -> None:
     world = World()
     take = world.speak(Schedule(((0.0, "a b c "), (0.01, "d "), (0.02, "e ")), 0.03))
@@ -176,13 +203,14 @@ def test_a_take_is_what_the_session_says_however_text_arrives(ours: Ours) -> Non
     schedules = [at_once(SCRIPT, 0), llm_bursts(SCRIPT, 0)]
     (whole,) = ours.listen(schedules[:1])
     (bursts,) = ours.listen(schedules[1:])  # seeds count from 0 in every call
-    for take in (whole, bursts):
+    (piped,) = ours.listen(schedules[:1], client=True)
+    for take in (whole, bursts, piped):
         assert [c.seconds for c in take.chunks] == [pcm.size / 600 for pcm in said]
         assert [c.level for c in take.chunks] == pytest.approx([level(p) for p in said], abs=0.01)
         assert take.origin is not None and take.origin <= take.chunks[0].at
     assert (whole.began, whole.ended) == (0, 0.0)
     assert bursts.fed == tuple(at for at, _ in schedules[1].pieces)
-    assert bursts.ended == schedules[1].end and bursts.waits
+    assert bursts.ended == schedules[1].end
     # Real time: what needs the last text is not there before it.
     assert bursts.chunks[-1].at > bursts.ended > bursts.fed[-1]
     (heard,) = ours.listen(schedules[:1], 1, True)

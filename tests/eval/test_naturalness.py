@@ -234,6 +234,13 @@ def test_a_run_from_end_to_end_resumes_and_refuses_another(
     assert newer.exit_code == 2 and "versions.dia2-jax was " in newer.stderr
     assert 'now "0.0.1". Name another folder with --out, or go on with' in newer.stderr
 
+    # Audio that was deleted meanwhile is missed in the report, not by the run.
+    (out / rows["river", "generated"]["audio"]).unlink()
+    lost = run(*arguments)
+    assert lost.exit_code == 0, lost.output
+    page = (out / "report.html").read_text()
+    assert page.count("<audio ") == 1 and "-s0.wav: its audio is gone or damaged" in page
+
     # Other settings are another run; what was there stays.
     content = (out / "utterances.jsonl").read_bytes()
     other = run(TINY, "cfg_scale=2.0", "-p", prompts, "-o", out)
@@ -260,6 +267,10 @@ def test_the_ceilings_need_a_codec_alone(tmp_path: Path, prompts: Path, listener
         ([str(TINY), "--sources", "radio"], "choose from generated"),
         ([str(TINY), "--metrics", "inteligibility"], "did you mean 'intelligibility'"),
         ([str(TINY), "--seeds", "one"], "whole numbers"),
+        ([str(TINY), "-p", ""], "names nothing"),
+        ([str(TINY), "-p", "."], "no such prompt set"),
+        ([str(TINY), "--limit", "-1"], "-1 is not in the range"),
+        ([str(TINY), "cfg_scale=.nan"], "cfg_scale: must be"),
     ],
 )
 def test_bad_input_is_one_message_and_leaves_no_folder(
@@ -268,6 +279,24 @@ def test_bad_input_is_one_message_and_leaves_no_folder(
     result = run(*arguments, "-o", tmp_path / "run")
     assert result.exit_code == 2 and message in result.stderr
     assert "Traceback" not in result.output and not (tmp_path / "run").exists()
+    assert "is left out" not in result.stderr  # what is wrong comes before what is missing
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naturalness, "open_studio", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        result = run(TINY, "-o", place)
+        assert result.exit_code == 2 and result.stderr.startswith(f"error: --out '{place}': cannot")
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"identity": {"a"', "", "null"])
+def test_a_run_json_that_nobody_can_read_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"run\.json: cannot be read"):
+        RunFolder(tmp_path, {})
 
 
 def test_help_names_every_metric_and_set() -> None:

@@ -7,6 +7,7 @@ transformers is installed, WavLM is run for real, tiny and random.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sys
 import types
@@ -82,6 +83,7 @@ def utmos_pytorch(monkeypatch: pytest.MonkeyPatch, torch: types.ModuleType) -> N
             return np.array([5 - 4 * float(np.abs(wave).max())], np.float32)
 
     def download() -> str:
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
         raise OSError("no network")
 
     package: Any = types.ModuleType("utmos_pytorch")
@@ -106,7 +108,7 @@ def test_utmos_hears_16_khz_and_has_no_opinion_of_silence(
 
 
 def test_utmos_without_its_weights_says_how_to_get_them(
-    tmp_path: Path, utmos_pytorch: None
+    tmp_path: Path, utmos_pytorch: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     def said(file: Path | None) -> str:
         with pytest.raises(Unavailable) as error:
@@ -119,6 +121,7 @@ def test_utmos_without_its_weights_says_how_to_get_them(
     )
     assert "(FileNotFoundError" in said(tmp_path / "none.pt")
     assert "(OSError: no network); `--utmos FILE` takes" in said(None)
+    assert caplog.records == []  # nor anything of its own
 
 
 # -------------------------------------------------------------------------------------------- WavLM

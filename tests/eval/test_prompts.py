@@ -82,12 +82,35 @@ def test_a_manifest_of_a_corpus_is_a_prompt_set(tmp_path: Path) -> None:
         ('{"id": "a", "script": "b", "seconds": 0}', "seconds must be a number above 0"),
         ('{"id": "a", "script": "b", "words": [{"text": "b"}]}', "a word needs text, start"),
         ('{"id": "a", "script": "b", "words": [{"text": "b", "start": 0, "end": "x"}]}', "seconds"),
+        ('{"id": "a", "script": "b", "words": [{"text": 1, "start": 0, "end": 1}]}', "text must"),
+        (
+            '{"id": "a", "script": "b", "words": [{"text": "b", "start": 1, "end": 0}]}',
+            "not before",
+        ),
+        ('{"id": "a", "script": "b", "words": [{"text": "b", "start": 0, "end": NaN}]}', "seconds"),
+        (
+            '{"id": "a", "script": "b", "words": [{"text": "b", "speaker": "S1", "start": 0, '
+            '"end": 1}]}',
+            r"its speaker \[S1\] or \[S2\]",
+        ),
+        ('{"id": "a", "script": "b", "seconds": 1e999}', "seconds must be a number above 0"),
+        ('{"id": "a", "script": "b", "kind": null}', "kind must be a text"),
+        ('{"id": "a", "script": "b", "reference": ""}', "reference must be the path"),
+        (r'{"id": "a", "script": "\ud83d"}', "is no JSON .*surrogates not allowed"),
+        ("[" * 100_000, "is no JSON .*recursion"),
     ],
 )
 def test_a_bad_prompt_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "p.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
         read_set(str(tmp_path / "p.jsonl"))
+
+
+def test_a_text_may_hold_any_line_end_but_its_own(tmp_path: Path) -> None:
+    row = json.dumps({"id": "a", "script": "[S1] One.\u2028Two."}, ensure_ascii=False)
+    (tmp_path / "p.jsonl").write_bytes(f"\ufeff{row}\r\n\r\n".encode())
+    (prompt,) = read_set(str(tmp_path / "p.jsonl")).prompts
+    assert prompt.script == "[S1] One.\u2028Two."
 
 
 def test_sets_are_told_apart_by_name(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ SMALLER = {
         "optimizer.schedule.warmup_steps=10",
     ],
     "train.package": [],
-    "train.read_aloud": ["voice.kind=tones", "--quiet"],
+    "eval.read_aloud": ["voice.kind=tones", "--quiet"],
     # Those that need nothing which may or may not be installed.
     "eval.naturalness": ["--limit", "2", "--metrics", "signal,stopping,dialogue,speed"],
 }
@@ -125,7 +125,7 @@ def test_the_recipe_makes_a_model_that_speaks(workplace: Path) -> None:
         "train.pack",
         "train.pretrain",
         "train.package",
-        "train.read_aloud",
+        "eval.read_aloud",
         "eval.naturalness",
         "eval.naturalness",
     ]

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from corpus_files import write_files
 
 from dia2_jax.audio import read_audio
+from eval.read_aloud import main
 from eval.scoring.prompts import read_set
-from train.read_aloud import main
 
 SCRIPTS = {
     "one": "[S1] The dog is in the garden. A small bird found this.",
@@ -58,8 +58,8 @@ def test_a_prompt_set_comes_back_with_readings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"id": "a"}', "mine.jsonl:1: write"),
-        ('{"id": 1, "script": "[S1] Hello."}', "mine.jsonl:1: id and script must be texts"),
+        ('{"id": "a"}', "mine.jsonl:1: script must be a text"),
+        ('{"id": 1, "script": "[S1] Hello."}', "mine.jsonl:1: id must be a text"),
         ('{"id": "a", "script": "Hello."}', "must be turns that begin with [S1] or [S2]"),
         ('{"id": "a", "script": "[S1] [S2] Hello."}', "must be turns that begin with"),
         ('{"id": "a", "script": "[S1] Hello [S3] you."}', "must be turns that begin with"),

@@ -1,6 +1,6 @@
 """Have prompts read by the synthesiser of a corpus: what a voice trained on it could at best say.
 
-    python -m train.read_aloud configs/nano/corpus.yaml eval/prompts/everyday.jsonl READINGS
+    python -m eval.read_aloud configs/nano/corpus.yaml eval/prompts/everyday.jsonl READINGS
     python -m eval.naturalness nano --prompts READINGS/everyday.jsonl --out DIR
 
 The second command then scores the readings and their codec resynthesis beside the model's takes,
@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 from dia2_jax.audio import write_wav
 from dia2_jax.checkpoint import staged_folder
 from dia2_jax.errors import DataError
+from eval.scoring.prompts import read_set, rows_of
 from train.command import EXPORT_EPILOG, Program
 from train.config import read_config
 from train.corpus_making.assembly import Unclear, record
@@ -39,8 +39,9 @@ _TURN = re.compile(r"\[S([12])\]([^\[]*)")
 
 @dataclass(frozen=True)
 class Totals:
-    """What was read: how many prompts, their seconds, and the ids that could not be."""
+    """What was read: the new set, how many prompts, their seconds, the ids that could not be."""
 
+    file: Path
     read: int
     seconds: float
     left: tuple[str, ...]
@@ -60,16 +61,19 @@ def read_aloud(
 
     Args:
       config: of the corpus; its voice, pauses and seed are used.
-      prompts: JSON Lines with ``id`` and ``script``, as in ``eval/prompts``.
+      prompts: a set as ``eval/prompts/README.md`` tells it, in JSON Lines, or the name of one.
       out: a folder that is not there yet; it appears whole or not at all, and holds a file of the
         same name as `prompts`, and the recordings (16-bit WAV).
       report: told the number of prompts done.
 
     Raises:
-      DataError: no such file, a row that cannot be used, or something at `out`.
+      DataError: no such set, a row that cannot be used, or something at `out`.
       Dia2Error: the synthesiser is not installed.
     """
-    rows = _rows(prompts)
+    found = read_set(str(prompts))
+    if found.path.suffix == ".lst":
+        raise DataError(f"{prompts}: a list has no room for words; write its rows as JSON Lines")
+    rows = [(row, _turns(row["script"], f"{prompts}: {row['id']}")) for row in rows_of(found)]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is there already; name another folder, or remove it")
     voice = make_voice(config)
@@ -93,32 +97,8 @@ def read_aloud(
                 seconds += len(recording.wave) / config.sample_rate
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
             report(index + 1)
-        (staged / prompts.name).write_text("".join(lines), encoding="utf-8")
-    return Totals(len(rows) - len(left), seconds, tuple(left))
-
-
-def _rows(prompts: Path) -> list[tuple[dict[str, Any], tuple[Turn, ...]]]:
-    """Every row and its turns."""
-    try:
-        lines = prompts.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{prompts}: cannot be read ({error}); name a JSON Lines file") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{prompts}:{number}"
-        try:
-            row = json.loads(line)
-            script, identifier = row["script"], row["id"]
-        except (ValueError, TypeError, KeyError):
-            raise DataError(f"{where}: write {{'id': …, 'script': …}}, a row a line") from None
-        if not isinstance(script, str) or not isinstance(identifier, str):
-            raise DataError(f"{where}: id and script must be texts")
-        rows.append((row, _turns(script, where)))
-    if not rows:
-        raise DataError(f"{prompts}: holds no prompts; write one a line")
-    return rows
+        (staged / found.path.name).write_text("".join(lines), encoding="utf-8")
+    return Totals(out / found.path.name, len(rows) - len(left), seconds, tuple(left))
 
 
 def _turns(script: str, where: str) -> tuple[Turn, ...]:
@@ -152,10 +132,10 @@ def main(
             bar.update(count - bar.n)
 
         totals = read_aloud(config, prompts, out, report=report)
-    click.echo(f"{out / prompts.name}: {totals.read} readings, {totals.seconds:.0f} s")
+    click.echo(f"{totals.file}: {totals.read} readings, {totals.seconds:.0f} s")
     if totals.left:
         click.echo(f"without a reading, words not found in it: {', '.join(totals.left)}")
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m train.read_aloud")
+    main(prog_name="python -m eval.read_aloud")
