@@ -84,6 +84,8 @@ def read_run(path: Path) -> Run:
     """
     try:
         about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise DataError(f"{path}: its run.json describes no run (it is no JSON object)")
         return Run(path, about, read_rows(path / "utterances.jsonl"))
     except OSError as error:
         raise DataError(

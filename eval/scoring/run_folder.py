@@ -128,6 +128,8 @@ def read_rows(file: Path) -> dict[Key, Row]:
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
+            if not isinstance(row["kind"], str) or not isinstance(row.get("scores", {}), dict):
+                raise TypeError
             rows[key(row)] = row
         except (ValueError, KeyError, TypeError):
             raise DataError(

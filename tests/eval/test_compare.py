@@ -195,3 +195,22 @@ def test_the_program(tmp_path: Path) -> None:
     empty = write_run(tmp_path / "c", count=0)
     nothing = run(plain, empty)
     assert nothing.exit_code == 2 and "share no take" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "[]", "its run.json describes no run"),
+        ("run.json", "{", "its run.json cannot be read"),
+        (
+            "utterances.jsonl",
+            '{"set": "lines", "id": "p0", "source": "generated", "seed": 0}\n',
+            "utterances.jsonl:1: is no row of a run",
+        ),
+    ],
+)
+def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    one, two = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    (two / name).write_text(content)
+    result = CliRunner().invoke(main, [str(one), str(two)])
+    assert result.exit_code == 2 and message in result.stderr
