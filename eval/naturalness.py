@@ -73,7 +73,7 @@ def open_studio(
     wanted: Sequence[str],
     overrides: Sequence[str] = (),
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     mimi: str | None = None,
 ) -> tuple[Studio, dict[str, Any]]:
     """What makes the takes, and what these depend on (for the run's identity).
@@ -82,6 +82,7 @@ def open_studio(
       checkpoint: what ``Dia2.from_pretrained`` takes; a codec's folder where nothing is generated.
       wanted: sources of takes; what none of them needs is not loaded.
       overrides: of the model's own settings, ``name=value``.
+      dtype: as in ``Dia2.from_pretrained``.
 
     Raises:
       HubError, ConfigError, CheckpointError: it cannot be found or loaded.
@@ -96,7 +97,7 @@ def open_studio(
         identity["checkpoint"] = making.digest(files.config, files.tokenizer, *weights)
         identity["codec"] = making.codec_identity(files.mimi, model.config.data.codebooks)
         settings = making.read_settings(overrides, model.defaults)
-        identity["settings"] = {**dataclasses.asdict(settings), "dtype": dtype}
+        identity["settings"] = {**dataclasses.asdict(settings), "dtype": model.dtype}
         return Studio(model, model.codec, model.config.data.codebooks, settings), identity
     if RESYNTHESIS not in wanted:
         return Studio(), identity
@@ -165,7 +166,9 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
 )
 @click.option("--mimi", metavar="DIR|REPO", help="The codec, if not the checkpoint's own.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "int8"]),
+    show_default="float32, or int8 where the checkpoint holds that",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no report on standard output.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -197,7 +200,7 @@ def _run(
     codec_only: bool,
     sources: Sequence[str],
     mimi: str | None,
-    dtype: str,
+    dtype: str | None,
     quiet: bool,
 ) -> None:
     making.read_settings(overrides)  # a misspelt one shows before anything is loaded
