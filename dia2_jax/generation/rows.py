@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dia2_jax.config import Dia2Config
@@ -252,7 +251,7 @@ class Rows:
             guided=self.options.guided,
         )
         # A row does nothing before its prefix.
-        held = jnp.asarray([not row.started for row in self.rows])
+        held = jax.device_put(np.array([not row.started for row in self.rows]))
         self._state: GenerationState | None = replace(state, done=held)
         self._queue: TextQueue | None = None
 
@@ -297,7 +296,7 @@ class Rows:
             seeds=self._seeds,
             initial_padding=[each.initial_padding for each in self._configs],
         )
-        new = jax.tree.map(np.asarray, replace(fresh, keys=()))
+        new = jax.tree.map(np.asarray, replace(fresh, keys=fresh.frame))
 
         def begin(small: GenerationState) -> None:
             jax.tree.map(lambda held, one: held.__setitem__(index, one[index]), small, new)
@@ -400,6 +399,7 @@ def _edited(state: GenerationState, edit: Callable[[GenerationState], None]) -> 
 
     On the host, where nothing has to be compiled. The caches stay where they are.
     """
-    small = jax.tree.map(np.array, replace(state, cache=(), keys=()))
+    # Keys are no numbers; whatever takes their place is not looked at.
+    small = jax.tree.map(np.array, replace(state, cache=(), keys=state.frame))
     edit(small)
     return replace(jax.tree.map(jax.device_put, small), cache=state.cache, keys=state.keys)
