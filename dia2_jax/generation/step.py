@@ -398,13 +398,9 @@ def initial_rows(
     config: Dia2Config, *, ids: TokenIds, seeds: list[int], initial_padding: list[int]
 ) -> GenerationState:
     """:func:`initial_state` without caches."""
-    return _fresh_rows(
-        np.array(seeds, np.uint32),
-        np.array(initial_padding, np.int32),
-        ids=ids,
-        codebooks=config.data.codebooks,
-        bos=config.data.audio_bos,
-    )
+    data = config.data
+    arrays = np.array(seeds, np.uint32), np.array(initial_padding, np.int32)
+    return _fresh_rows(*arrays, ids=ids, codebooks=data.codebooks, bos=data.audio_bos)
 
 
 @functools.partial(jax.jit, static_argnames=("ids", "codebooks", "bos"))
