@@ -36,7 +36,8 @@ def enable_compilation_cache() -> None:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(choice) if choice else home / "dia2-jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # About what reading a small program takes.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
 class CompileWatch:

@@ -12,6 +12,7 @@ for chunk in model.stream(words_of_an_llm()):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -318,14 +319,21 @@ class Dia2:
         It costs a frame of a throw-away session, whose memory is given back.
         """
         config = self.defaults if config is None else config
-        rows = self._rows([config], [0], [self._plan(voices, config)])
-        rows.feed(0, "a")
-        rows.close(0)
-        if rows.refresh():
-            rows.step()
-        rows.cancel()
         silence = np.zeros((1, self.config.data.codebooks, chunk_frames), np.int32)
-        jax.block_until_ready(self.codec.decode_step(silence, self.codec.init_decode_state(1)))
+
+        def decode() -> None:
+            jax.block_until_ready(self.codec.decode_step(silence, self.codec.init_decode_state(1)))
+
+        # Python traces one program while XLA compiles the other, or reads it from the disk.
+        with ThreadPoolExecutor(1) as other:
+            decoded = other.submit(decode)
+            rows = self._rows([config], [0], [self._plan(voices, config)])
+            rows.feed(0, "a")
+            rows.close(0)
+            if rows.refresh():
+                rows.step()
+            rows.cancel()
+            decoded.result()
 
     def prepare_voice(
         self,

@@ -79,7 +79,9 @@ unit in its name, GB are 1e9 bytes; null is what the system does not tell):
               xla_s (compiling, or reading a compiled program); programs, cache_hits, cache_misses
     stream    first_audio_ms (feeding the text to the first chunk: delays and one chunk),
               first_audio_frames (frames computed until then), chunk_frames, x_realtime (audio
-              seconds a second, codec included), programs_compiled (0 if ready was ready)
+              seconds a second, codec included), programs_compiled (0 if ready was ready),
+              growth_mb (highest anonymous memory, over that after the first tenth; --frames 1450
+              is a take of nearly two minutes)
     audible   (of a checkpoint) over 20 scripts, whose words are all there and given one by one:
               first_audible, leading_silence (spreads), silent, how many had no audible chunk
     cadences  (listening) by cadence, over --scripts scripts: the figures above (spreads of the
@@ -90,7 +92,9 @@ unit in its name, GB are 1e9 bytes; null is what the system does not tell):
     rows      (listening) by batch rows that speak together: step (spread, a frame of all rows),
               decode (spread, a chunk of all rows), first_playable_ms, jitter_ms, underruns,
               stall_ms, x_realtime (each row's), x_realtime_all (all rows' together), compile_s,
-              anonymous_peak_gb (of the process, while they spoke)
+              anonymous_peak_gb (of the process, while they spoke); leave and join (spreads of 20:
+              a session leaves, and another joins in its place and has its text on the device),
+              join_programs (compiled for these: 0)
     outside   cold_start_s and warm_start_s (process start to "ready", without and with compiled
               programs on disk), runs; first_playable_ms, first_audible_ms, last_chunk_ms,
               x_realtime: inside and outside (medians), ratios (outside over inside, each run),
@@ -100,7 +104,9 @@ unit in its name, GB are 1e9 bytes; null is what the system does not tell):
               (without codec), weights_gb and cache_gb read by a frame, weights_gb_per_s,
               achieved_gb_per_s (both), share_of_bandwidth
     decode    the same spread, for a streamed decode, a frame (…_ms of each frame)
-    memory    of the warm process: rss_gb, rss_peak_gb, anonymous_gb, anonymous_peak_gb
+    memory    of the warm process: rss_gb, rss_peak_gb, anonymous_gb, anonymous_peak_gb (of one
+              session), and what that is made of: weights_gb (model and codec), caches_gb (guided)
+              and rest_gb
     upstream  (with --against) by position "ours" and "theirs" spreads and "ratio"; memory,
               versions, threads
     ratio     (with --against) upstream's median frame time over ours, over all positions' frames

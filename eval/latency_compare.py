@@ -39,7 +39,7 @@ Verdicts are of B against A, from a 95 % bootstrap interval of the ratio over ro
   no evidence        the interval holds 1, or a side has fewer than 4 rounds
 
 \b
-Of seventeen figures one may leave out 1 by chance alone. The interval knows what differs between
+Of twenty figures one may leave out 1 by chance alone. The interval knows what differs between
 processes of one run, not what differs between two evenings: measure A and B close together, on an
 idle machine.
 

@@ -32,7 +32,7 @@ from dia2_jax.text.tokenizer import Tokenizer
 from eval import latency_rows
 from eval.latency_cadences import Schedule
 from eval.latency_listener import AUDIBLE, Chunk, Take
-from eval.latency_machine import AnonymousPeak, memory, read_bandwidth, versions
+from eval.latency_machine import AnonymousPeak, anonymous_bytes, memory, read_bandwidth, versions
 from eval.latency_models import (
     Source,
     frame_cache_bytes,
@@ -89,10 +89,9 @@ class Ours:
                 self._make()
             else:
                 self._read()
-            leaves = jax.block_until_ready(jax.tree.leaves(self._programs.params))
+            jax.block_until_ready(self._programs.params)
         seconds = time.perf_counter() - start
-        leaves = leaves + jax.tree.leaves(nnx.state(self._codec.mimi))
-        size = sum(leaf.nbytes for leaf in leaves)
+        size = self._weights_bytes()
         added = None
         if peak.peak is not None and peak.before is not None:
             added = peak.peak - peak.before
@@ -104,6 +103,11 @@ class Ours:
             "anonymous_added_gb": None if added is None else added / _GB,
             "anonymous_over_weights": None if added is None else added / size,
         }
+
+    def _weights_bytes(self) -> int:
+        """Of the model and the codec."""
+        held = (self._programs.params, nnx.state(self._codec.mimi))
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(held))
 
     def _read(self) -> None:
         assert self._source.folder is not None
@@ -163,7 +167,8 @@ class Ours:
         """A session from its text to its sound, until ``frames`` frames of audio are out."""
         frames = max(frames, 2 * self._chunk_frames)
         session = self._session()
-        pieces = []
+        pieces: list[tuple[float, int]] = []
+        settled = highest = 0
         with CompileWatch() as watch:
             start = time.perf_counter()
             session.feed(self._script(frames))
@@ -172,6 +177,9 @@ class Ours:
                 pieces.append((time.perf_counter() - start, chunk.pcm.size))
                 if len(pieces) == 1:
                     computed = session.frames_computed
+                if len(pieces) * self._chunk_frames <= frames // 10 + self._chunk_frames:
+                    settled = anonymous_bytes() or 0
+                highest = max(highest, anonymous_bytes() or 0)
                 if len(pieces) * self._chunk_frames >= frames:
                     break
         session.cancel()
@@ -187,6 +195,7 @@ class Ours:
             "chunk_frames": self._chunk_frames,
             "x_realtime": audio / (last - first),
             "programs_compiled": watch.counts["programs"],
+            "growth_mb": (highest - settled) / 1e6 if settled else None,
         }
 
     def listen(
@@ -244,9 +253,12 @@ class Ours:
             with CompileWatch() as watch:
                 run(2 * chunk_frames)
             batch = run(frames)
-        self._anonymous_peak = max(self._anonymous_peak, peak.peak or 0)
+        changes = latency_rows.change_places(
+            self._rows(range(count)), self._settings, self._script(2)
+        )
         return {
             **latency_rows.summed_up(batch),
+            **changes,
             "compile_s": sum(watch.seconds.values()),
             "anonymous_peak_gb": None if peak.peak is None else peak.peak / _GB,
         }
@@ -324,13 +336,7 @@ class Ours:
             self._row_settings = RowSettings.of([self._settings])
             bound = rank_bound([self._settings])
             self._options = StepOptions(ids=ids, guided=True, bound=bound)
-            self._state = initial_state(
-                self._programs.model(),
-                ids=ids,
-                seeds=[0],
-                initial_padding=[self._settings.initial_padding],
-                guided=True,
-            )
+            self._state = self._initial_state()
             # On the host, because the state's own arrays are given away with every step.
             self._start = jax.device_get(self._state.machine)
         self._state = dataclasses.replace(
@@ -340,6 +346,15 @@ class Ours:
             done=jnp.zeros(1, bool),
         )
         self._left = min(SPAN, context - self._position)
+
+    def _initial_state(self) -> GenerationState:
+        return initial_state(
+            self._programs.model(),
+            ids=self._tokenizer.ids,
+            seeds=[0],
+            initial_padding=[self._settings.initial_padding],
+            guided=True,
+        )
 
     def decode(self, count: int) -> list[float]:
         """Milliseconds a frame of ``count`` chunks through the streaming codec."""
@@ -373,10 +388,24 @@ class Ours:
         }
 
     def memory(self) -> dict[str, Any]:
-        """Memory of this process; ``anonymous_peak_gb`` while loading, compiling and now."""
+        """Memory of this process; ``anonymous_peak_gb`` while loading, compiling and now.
+
+        ``caches_gb`` are the decoder's and the codec's of one session, allocated whole.
+        """
+
+        def gigabytes(tree: Any) -> float:
+            return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / _GB
+
         now = memory()
-        peak = max(self._anonymous_peak / _GB, now["anonymous_gb"] or 0.0)
-        return {**now, "anonymous_peak_gb": None if now["anonymous_gb"] is None else peak}
+        caches = jax.eval_shape(
+            lambda: (self._initial_state().cache, self._codec.init_decode_state(1))
+        )
+        parts = {"weights_gb": self._weights_bytes() / _GB, "caches_gb": gigabytes(caches)}
+        if now["anonymous_gb"] is None:
+            return {**now, **parts, "anonymous_peak_gb": None, "rest_gb": None}
+        peak = max(self._anonymous_peak / _GB, now["anonymous_gb"])
+        rest = peak - sum(parts.values())
+        return {**now, **parts, "anonymous_peak_gb": peak, "rest_gb": rest}
 
     def bandwidth(self, gigabytes: float) -> dict[str, float]:
         """See ``latency_machine.read_bandwidth``."""

@@ -73,6 +73,7 @@ def _model(report: Mapping[str, Any]) -> list[str]:
             f"first audio {stream['first_audio_ms']:.0f} ms",
             f"after {stream['first_audio_frames']} frames, chunks of {stream['chunk_frames']}",
             f"{stream['x_realtime']:.3f} × real time",
+            f"memory grew by {_number(stream['growth_mb'])} MB",
         ]
     )
     audible = report.get("audible", {}).get("first_audible")
@@ -146,6 +147,7 @@ def _listening(report: Mapping[str, Any]) -> list[list[str]]:
                 f"{one['x_realtime']:.2f} × real time each, {one['x_realtime_all']:.2f} together",
                 f"underruns {one['underruns']}, stall {one['stall_ms']:.0f} ms",
                 f"anonymous peak {_number(one['anonymous_peak_gb'])} GB",
+                f"leave {one['leave']['p50_ms']:.2f} ms, join {one['join']['p50_ms']:.2f} ms",
             ]
         )
     if "outside" in report:
@@ -275,6 +277,11 @@ def _memory(memory: Mapping[str, float | None]) -> list[str]:
     ]
     if memory.get("anonymous_peak_gb") is not None:
         cells[-1] += f", peak {_number(memory['anonymous_peak_gb'])} GB"
+    if memory.get("rest_gb") is not None:
+        cells.append(
+            f"of that weights {_number(memory['weights_gb'])}, caches "
+            f"{_number(memory['caches_gb'])}, rest {_number(memory['rest_gb'])} GB"
+        )
     return cells
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from dia2_jax.compilation_cache import CompileWatch
 from dia2_jax.generation.rows import Rows
+from dia2_jax.generation.settings import GenerationConfig
 from dia2_jax.mimi.runtime import Codec
 from eval.latency_listener import Chunk, Take, figures, level_dbfs
 from eval.latency_process import MeasurementError
@@ -91,6 +93,57 @@ def speak_together(
         )
     takes = [Take((0.0,), 0.0, 0, tuple(heard)) for heard in chunks]
     return BatchTake(steps, decodes, takes)
+
+
+def change_places(
+    rows: Rows,
+    config: GenerationConfig,
+    script: str,
+    *,
+    times: int = 20,
+    now: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """Sessions leave a batch and others join in their places, a frame in between.
+
+    A join is all that happens before the batch can go on with the next frame: the new session, its
+    text, and that text on the device.
+
+    Args:
+      rows: fed nothing so far.
+      config: of the sessions that join, which the batch must have been made for.
+      script: fed to every session.
+
+    Returns:
+      ``leave`` and ``join`` (spreads), and ``join_programs``, how many programs were compiled.
+    """
+
+    def speak(index: int) -> None:
+        rows.feed(index, script)
+        rows.close(index)
+
+    for index in range(len(rows.rows)):
+        speak(index)
+    rows.refresh()
+    rows.step()
+    leaves, joins = [], []
+    with CompileWatch() as watch:
+        for number in range(times):
+            index = number % len(rows.rows)
+            start = now()
+            rows.leave(index)
+            left = now()
+            rows.join(index, config, number)
+            speak(index)
+            rows.refresh()
+            joins.append((now() - left) * 1e3)
+            leaves.append((left - start) * 1e3)
+            rows.step()
+    rows.cancel()
+    return {
+        "leave": summary(leaves),
+        "join": summary(joins),
+        "join_programs": watch.counts["programs"],
+    }
 
 
 def summed_up(batch: BatchTake) -> dict[str, Any]:

@@ -18,7 +18,10 @@ starts cold. The report keeps every sample:
     frame_early_ms, frame_late_ms  at the two `positions`, both guidance rows
     decode_ms  the codec, a frame
     rows_N_ms  a frame of N rows together, the median of a round
+    join_ms, leave_ms  of four rows: another session in the place of one, up to the next frame;
+              and that one's end
     weights_gb, peak_gb  weights and codec; peak of anonymous memory with one row
+    rest_gb   of that peak, what is neither weights nor caches
     rows_4_peak_gb  while four rows spoke
 """
 
@@ -43,7 +46,7 @@ from eval.latency_models import Source
 from eval.latency_process import Child, Side
 
 #: Raised whenever a measurement is added, dropped or means something else.
-SUITE = 1
+SUITE = 2
 #: Rounds unless others are asked for.
 ROUNDS = 5
 
@@ -82,8 +85,11 @@ FIGURES: dict[str, Figure] = {
     "frame_late_ms": Figure("ms", "lower", "frame, late"),
     "decode_ms": Figure("ms", "lower", "codec, a frame"),
     **{f"rows_{n}_ms": Figure("ms", "lower", f"frame of {n} row{'s' * (n > 1)}") for n in _ROWS},
+    "join_ms": Figure("ms", "lower", f"a session joins {_ROWS[-1]} rows"),
+    "leave_ms": Figure("ms", "lower", f"a session leaves {_ROWS[-1]} rows"),
     "weights_gb": Figure("GB", "lower", "weights"),
     "peak_gb": Figure("GB", "lower", "peak memory, one row"),
+    "rest_gb": Figure("GB", "lower", "peak without weights and caches"),
     f"rows_{_ROWS[-1]}_peak_gb": Figure("GB", "lower", f"peak memory, {_ROWS[-1]} rows"),
 }
 
@@ -165,12 +171,16 @@ def _round(ours: Side, source: Source, positions: list[int]) -> dict[str, list[f
         ours.call("seek", position)
         samples[name] = ours.call("frames", _FRAMES + 1)[1:]
     samples["decode_ms"] = ours.call("decode", _FRAMES + 1)[1:]
-    samples["peak_gb"] = _known(ours.call("memory")["anonymous_peak_gb"])
+    memory = ours.call("memory")
+    samples["peak_gb"] = _known(memory["anonymous_peak_gb"])
+    samples["rest_gb"] = _known(memory["rest_gb"])
     for count in _ROWS:
         batch = ours.call("batch", count, _ROW_FRAMES)
         samples[f"rows_{count}_ms"] = [batch["step"]["p50_ms"]]
         if f"rows_{count}_peak_gb" in FIGURES:
             samples[f"rows_{count}_peak_gb"] = _known(batch["anonymous_peak_gb"])
+            samples["join_ms"] = [batch["join"]["p50_ms"]]
+            samples["leave_ms"] = [batch["leave"]["p50_ms"]]
     return samples
 
 

@@ -80,7 +80,7 @@ def open_studio(
     wanted: Sequence[str],
     overrides: Sequence[str] = (),
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     mimi: str | None = None,
     recognizer: object = "base",
 ) -> tuple[Studio, dict[str, Any]]:
@@ -90,6 +90,7 @@ def open_studio(
       checkpoint: what ``Dia2.from_pretrained`` takes; a codec's folder where nothing is generated.
       wanted: sources of takes; what none of them needs is not loaded.
       overrides: of the model's own settings, ``name=value``.
+      dtype: as in ``Dia2.from_pretrained``.
       recognizer: as `Studio` takes it.
 
     Raises:
@@ -105,7 +106,7 @@ def open_studio(
         identity["checkpoint"] = making.digest(files.config, files.tokenizer, *weights)
         identity["codec"] = making.codec_identity(files.mimi, model.config.data.codebooks)
         settings = making.read_settings(overrides, model.defaults)
-        identity["settings"] = {**dataclasses.asdict(settings), "dtype": dtype}
+        identity["settings"] = {**dataclasses.asdict(settings), "dtype": model.dtype}
         codebooks = model.config.data.codebooks
         return Studio(model, model.codec, codebooks, settings, recognizer), identity
     if RESYNTHESIS not in wanted:
@@ -169,7 +170,9 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
 )
 @click.option("--mimi", metavar="DIR|REPO", help="The codec, if not the checkpoint's own.")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "int8"]),
+    show_default="float32, or int8 where the checkpoint holds that",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no report on standard output.")
 def main(**options: Any) -> None:
@@ -199,7 +202,7 @@ def _run(
     codec_only: bool,
     sources: Sequence[str],
     mimi: str | None,
-    dtype: str,
+    dtype: str | None,
     quiet: bool,
 ) -> None:
     making.read_settings(overrides)  # a misspelt one shows before anything is loaded

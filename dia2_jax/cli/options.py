@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -213,7 +214,14 @@ def take_model(
     note(f"loading {names['model'] or NANO}")
     startup = startup or Startup(wanted=False)
     startup.passed("Python, options")
-    from dia2_jax.engine import Dia2
+    # Thousands of objects are made that all stay: looking among them for garbage takes a twentieth
+    # of the time, and as much again whenever programs are traced.
+    gc.disable()
+    try:
+        from dia2_jax.engine import Dia2
+    finally:
+        gc.freeze()
+        gc.enable()
 
     startup.passed("imports")
     startup.watch_compiler()

@@ -9,7 +9,6 @@ same bytes again.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dia2_jax import checkpoint
 from dia2_jax.convert.rounding import before_rounding, restore_rounded
@@ -36,6 +36,8 @@ from dia2_jax.errors import CheckpointError
 from dia2_jax.nn.quantized import SCALE_SUFFIX, quantize
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Tensors up to this many bytes are copied on the host.
+_SMALL_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,20 +80,22 @@ class SourceInfo:
 
 
 class _ShapeStream:
-    """Stands for a random stream where only shapes are wanted: one key for every parameter.
+    """A random stream without randomness: no key, and zeros.
 
-    `nnx.Rngs` counts its keys in a variable, and counting under a trace takes flax 7 s for the
-    440 parameters of the 1B shape; this takes less than one.
+    Where shapes are all that is wanted, it takes longer to trace how values are drawn than to read
+    a small model.
     """
 
-    def __call__(self) -> jax.Array:
-        return jax.random.key(0)
+    def __call__(self) -> None:
+        return None
 
-    def __getattr__(self, name: str) -> Any:
-        return functools.partial(getattr(jax.random, name), self())
+    def normal(self, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        return jnp.zeros(shape, dtype)
 
 
-class _ShapeRngs(_ShapeStream):
+class _ShapeRngs:
+    """Stands for ``nnx.Rngs``."""
+
     params = _ShapeStream()
 
 
@@ -332,14 +336,28 @@ def _own(array: np.ndarray, dtype: np.dtype[Any], sharding: Any) -> jax.Array:
 
     `jax.device_put` takes a 64-byte-aligned numpy buffer as it is, even with
     ``may_alias=False``; the weights would then change with the file, and a donation could not
-    reuse them. A tensor is aligned by chance of its offset, so the address decides.
+    reuse them. A tensor is aligned by chance of its offset, so the address decides. JAX's own copy
+    is a program to be compiled for every shape, which takes longer than to copy a small tensor to
+    an address that is not aligned.
     """
     if array.dtype != dtype:
         array = array.astype(dtype)
+    if array.nbytes <= _SMALL_BYTES:
+        array = _unaligned(array)
     placed = jax.device_put(array, sharding)
     if _aliases(placed, array):
         placed = jax.device_put(jnp.array(array, copy=True), sharding)
     return placed.block_until_ready()
+
+
+def _unaligned(array: np.ndarray) -> np.ndarray:
+    """A copy that no device takes as it is."""
+    room = np.empty(array.nbytes + 64, np.uint8)
+    # Aligned as numpy wants it, for any dtype here, and not as a device does.
+    offset = (16 - room.ctypes.data) % 64
+    copy = room[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def _aliases(placed: jax.Array, array: np.ndarray) -> bool:

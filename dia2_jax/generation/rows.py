@@ -7,15 +7,14 @@ aligned frames that are complete.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dia2_jax.config import Dia2Config
-from dia2_jax.errors import NonFiniteError
+from dia2_jax.errors import ConfigError, NonFiniteError
 from dia2_jax.generation.machine import QueueBuilder, TextQueue, from_spec
 from dia2_jax.generation.prefix import PrefixPlan, WarmUp, warm_up
 from dia2_jax.generation.sampling import RowSettings, rank_bound
@@ -27,6 +26,7 @@ from dia2_jax.generation.step import (
     Programs,
     StepOptions,
     compiled_ready,
+    initial_rows,
     initial_state,
 )
 from dia2_jax.model.delays import delay
@@ -204,7 +204,8 @@ class Row:
 class Rows:
     """B sessions on one device state.
 
-    Use: ``feed`` and ``close`` rows, then ``while rows.refresh(): rows.step()``.
+    Use: ``feed`` and ``close`` rows, then ``while rows.refresh(): rows.step()``. A row that is done
+    can be given to another session (:meth:`join`), and one that is not can :meth:`leave`.
     """
 
     def __init__(
@@ -221,8 +222,10 @@ class Rows:
     ) -> None:
         self._programs, self._ids = programs, tokenizer.ids
         self.model = programs.config
-        self.rows = [
-            Row(
+        self._configs, self._seeds = list(configs), list(seeds)
+
+        def row(config: GenerationConfig, plan: PrefixPlan | None) -> Row:
+            return Row(
                 self.model,
                 tokenizer,
                 config,
@@ -230,9 +233,10 @@ class Rows:
                 frame_rate=frame_rate,
                 split_sound_tags=split_sound_tags,
             )
-            for config, plan in zip(configs, plans, strict=True)
-        ]
-        self._settings = RowSettings.of(list(configs))
+
+        self._new_row = row
+        self.rows = [row(*each) for each in zip(configs, plans, strict=True)]
+        self._settings = RowSettings.of(self._configs)
         self.options = StepOptions(
             ids=tokenizer.ids,
             guided=any(config.cfg_scale != 1.0 for config in configs),
@@ -247,7 +251,7 @@ class Rows:
             guided=self.options.guided,
         )
         # A row does nothing before its prefix.
-        held = jnp.asarray([not row.started for row in self.rows])
+        held = jax.device_put(np.array([not row.started for row in self.rows]))
         self._state: GenerationState | None = replace(state, done=held)
         self._queue: TextQueue | None = None
 
@@ -260,6 +264,52 @@ class Rows:
         """The text of one row is complete; see ``Row.close`` for errors."""
         self.rows[index].close()
         self._queue = None
+
+    def join(
+        self, index: int, config: GenerationConfig, seed: int, plan: PrefixPlan | None = None
+    ) -> None:
+        """Begin another session in the place of one, between any two frames.
+
+        Nothing is compiled for it, and the other rows go on as they would have. ``rows[index]`` is
+        another :class:`Row` from now on; the one before keeps what it has.
+
+        Raises:
+          ConfigError: the batch was not made for these settings.
+        """
+        assert self._state is not None, "cancelled"
+        bound, wanted = self.options.bound, rank_bound([config])
+        if (config.cfg_scale != 1.0 and not self.options.guided) or (
+            bound and not 0 < wanted <= bound
+        ):
+            raise ConfigError(
+                "config: asks for guidance, or for a larger top_k or cfg_filter_k, that no session "
+                "asked for with which this batch began; begin it with such settings in one row"
+            )
+        self._configs[index], self._seeds[index] = config, seed
+        self.rows[index] = self._new_row(config, plan)
+        self._settings, self._queue = RowSettings.of(self._configs), None
+        # The program that made the batch makes all rows anew, of which this one is taken. Keys
+        # are of seeds alone, so those of the others are what they were.
+        fresh = initial_rows(
+            self.model,
+            ids=self._ids,
+            seeds=self._seeds,
+            initial_padding=[each.initial_padding for each in self._configs],
+        )
+        new = jax.tree.map(np.asarray, replace(fresh, keys=fresh.frame))
+
+        def begin(small: GenerationState) -> None:
+            jax.tree.map(lambda held, one: held.__setitem__(index, one[index]), small, new)
+            small.done[index] = plan is not None
+
+        self._state = _edited(replace(self._state, keys=fresh.keys), begin)
+
+    def leave(self, index: int) -> None:
+        """End the session of a row between any two frames; what it said so far stays readable."""
+        row = self.rows[index]
+        row.done, row.waiting = True, False
+        if self._state is not None:
+            self._state = _edited(self._state, lambda small: small.done.__setitem__(index, True))
 
     def cancel(self) -> None:
         """Give the device memory back. Nothing is computed afterwards."""
@@ -316,28 +366,40 @@ class Rows:
             tokens[index, :, : each.tokens.shape[1]] = each.tokens
         chosen = np.isin(np.arange(len(self.rows)), list(warm))
         state = self._programs.prefill(self._state, tokens, chosen, self.options)
-        small = jax.tree.map(np.array, replace(state, cache=(), keys=jnp.zeros(0)))
-        for index, each in warm.items():
-            machine = from_spec(
-                each.machine,
-                self.rows[index].queue.arrays(),
-                self.model.data.second_stream_ahead,
-            )
-            fields = (
-                (small.frame, each.start),
-                (small.slot_offset, each.slot_offset),
-                (small.text, each.text),
-                (small.codes, each.column),
-                (small.done, False),
-            )
-            for array, value in fields:
-                array[index] = value
-            jax.tree.map(
-                lambda all_, one, i=index: all_.__setitem__(i, one), small.machine, machine
-            )
-        moved = jax.tree.map(jnp.asarray, small)
-        self._state = replace(moved, cache=state.cache, keys=state.keys)
+
+        def begin(small: GenerationState) -> None:
+            for index, each in warm.items():
+                machine = from_spec(
+                    each.machine,
+                    self.rows[index].queue.arrays(),
+                    self.model.data.second_stream_ahead,
+                )
+                fields = (
+                    (small.frame, each.start),
+                    (small.slot_offset, each.slot_offset),
+                    (small.text, each.text),
+                    (small.codes, each.column),
+                    (small.done, False),
+                )
+                for array, value in fields:
+                    array[index] = value
+                jax.tree.map(
+                    lambda all_, one, i=index: all_.__setitem__(i, one), small.machine, machine
+                )
+
+        self._state = _edited(state, begin)
 
     def _machine(self, row: Row) -> Machine:
         ahead = self.model.data.second_stream_ahead
         return Machine(self._ids, ahead, row.config.max_padding, row.config.initial_padding)
+
+
+def _edited(state: GenerationState, edit: Callable[[GenerationState], None]) -> GenerationState:
+    """``state`` after ``edit`` of all but its caches and keys, which are numpy arrays to it.
+
+    On the host, where nothing has to be compiled. The caches stay where they are.
+    """
+    # Keys are no numbers; whatever takes their place is not looked at.
+    small = jax.tree.map(np.array, replace(state, cache=(), keys=state.frame))
+    edit(small)
+    return replace(jax.tree.map(jax.device_put, small), cache=state.cache, keys=state.keys)

@@ -387,18 +387,20 @@ def initial_state(
     guided: bool,
 ) -> GenerationState:
     """State of B rows before step 0, without a prefix; one seed and padding a row."""
-    config = model.config
     # An upstream warm-up decodes one position twice, hence one slot more than the context.
-    slots = config.runtime.max_context_steps + 1
+    slots = model.config.runtime.max_context_steps + 1
     rows = len(seeds) * (2 if guided else 1)
-    small = _fresh_rows(
-        np.array(seeds, np.uint32),
-        np.array(initial_padding, np.int32),
-        ids=ids,
-        codebooks=config.data.codebooks,
-        bos=config.data.audio_bos,
-    )
+    small = initial_rows(model.config, ids=ids, seeds=seeds, initial_padding=initial_padding)
     return replace(small, cache=model.transformer.init_cache(rows, slots))
+
+
+def initial_rows(
+    config: Dia2Config, *, ids: TokenIds, seeds: list[int], initial_padding: list[int]
+) -> GenerationState:
+    """:func:`initial_state` without caches."""
+    data = config.data
+    arrays = np.array(seeds, np.uint32), np.array(initial_padding, np.int32)
+    return _fresh_rows(*arrays, ids=ids, codebooks=data.codebooks, bos=data.audio_bos)
 
 
 @functools.partial(jax.jit, static_argnames=("ids", "codebooks", "bos"))

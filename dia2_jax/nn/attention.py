@@ -27,19 +27,24 @@ MASKED = -1e30
 class KVCache:
     """Keys and values of one layer; slot s of row b counts once ``s < length[b]``.
 
+    Both lie as the products of a step read them fastest on a CPU.
+
     Attributes:
-      keys: ``[B, K, S, H]``, S a multiple of ``BLOCK``.
+      keys: ``[B, K, H, S]``, S a multiple of ``BLOCK``.
       values: ``[B, K, S, H]``.
     """
 
-    keys: Float[Array, "B K S H"]
+    keys: Float[Array, "B K H S"]
     values: Float[Array, "B K S H"]
 
     @classmethod
     def empty(cls, batch: int, heads: int, slots: int, head_dim: int, dtype: DTypeLike) -> KVCache:
         """A cache of at least ``slots`` slots, rounded up to whole blocks."""
-        shape = (batch, heads, -(-slots // BLOCK) * BLOCK, head_dim)
-        return cls(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
+        slots = -(-slots // BLOCK) * BLOCK
+        return cls(
+            keys=jnp.zeros((batch, heads, head_dim, slots), dtype),
+            values=jnp.zeros((batch, heads, slots, head_dim), dtype),
+        )
 
     def write_step(
         self,
@@ -54,9 +59,13 @@ class KVCache:
         """
         new_keys, new_values = self.keys, self.values
         for row in range(keys.shape[0]):
-            start = (row, 0, index[row], 0)
-            new_keys = lax.dynamic_update_slice(new_keys, keys[row][None, :, None], start)
-            new_values = lax.dynamic_update_slice(new_values, values[row][None, :, None], start)
+            slot = index[row]
+            new_keys = lax.dynamic_update_slice(
+                new_keys, keys[row][None, :, :, None], (row, 0, 0, slot)
+            )
+            new_values = lax.dynamic_update_slice(
+                new_values, values[row][None, :, None], (row, 0, slot, 0)
+            )
         return KVCache(keys=new_keys, values=new_values)
 
     def write_prefix(
@@ -65,7 +74,7 @@ class KVCache:
         """Put T steps of every row at slots 0 to T - 1."""
         start = (0, 0, 0, 0)
         return KVCache(
-            keys=lax.dynamic_update_slice(self.keys, keys.swapaxes(1, 2), start),
+            keys=lax.dynamic_update_slice(self.keys, jnp.moveaxis(keys, 1, 3), start),
             values=lax.dynamic_update_slice(self.values, values.swapaxes(1, 2), start),
         )
 
@@ -114,10 +123,10 @@ def attend_cache(
 
     def visit(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         peak, total, out = carry
-        keys = lax.dynamic_slice_in_dim(cache.keys, index * BLOCK, BLOCK, axis=2)
+        keys = lax.dynamic_slice_in_dim(cache.keys, index * BLOCK, BLOCK, axis=3)
         values = lax.dynamic_slice_in_dim(cache.values, index * BLOCK, BLOCK, axis=2)
         scores = scale * jnp.einsum(
-            "BKGH,BKSH->BKGS",
+            "BKGH,BKHS->BKGS",
             grouped,
             keys,
             precision=exact(keys.dtype),

@@ -59,8 +59,10 @@ def causal_windows(
     return project(windows, weight.reshape(outputs, taps * inputs)).astype(x.dtype)
 
 
-def conv_init(key: Array, shape: tuple[int, ...], fan_in: int, dtype: DTypeLike) -> Array:
-    """Normal initial values of variance 2 / fan-in (He et al., 2015)."""
+def conv_init(key: Array | None, shape: tuple[int, ...], fan_in: int, dtype: DTypeLike) -> Array:
+    """Normal initial values of variance 2 / fan-in (He et al., 2015); without a key zeros."""
+    if key is None:
+        return jnp.zeros(shape, dtype)
     return jax.random.normal(key, shape, dtype) * (2.0 / fan_in) ** 0.5
 
 

@@ -15,7 +15,7 @@ from flax import struct
 from jax import lax
 
 from dia2_jax.nn.attention import BLOCK, MASKED
-from dia2_jax.nn.quantized import LEVELS, SMALLEST, round_rows
+from dia2_jax.nn.quantized import BASE, LEVELS, SMALLEST, round_rows, round_rows_twice
 from dia2_jax.typing import Array, Float, Int
 
 # A step attends over one of this many lengths of the cache, each a program to be compiled.
@@ -110,12 +110,17 @@ class Int8Cache:
     ) -> Float[Array, "B N H"]:
         batch, heads, width = query.shape
         kv_heads = self.keys.shape[1]
-        rounded, step = round_rows(query.reshape(batch, kv_heads, heads // kv_heads, width))
+        grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)
+        *digits, step = round_rows_twice(grouped)
         # The cache is the left operand, as weights are.
         sums = jnp.einsum(
-            "BKSH,BKGH->BKSG", self.keys[:, :, :slots], rounded, preferred_element_type=jnp.int32
+            "BKSH,BKGH->BKSG",
+            self.keys[:, :, :slots],
+            jnp.concatenate(digits, axis=2),
+            preferred_element_type=jnp.int32,
         )
-        scores = sums.swapaxes(2, 3).astype(jnp.float32) * (scale * step[..., None])
+        high, low = jnp.split(sums.swapaxes(2, 3).astype(jnp.float32), 2, axis=2)
+        scores = (high + low / BASE) * (scale * step[..., None])
         scores = scores * self.key_scale[:, :, None, :slots]
         there = jnp.arange(slots) < length[:, None, None, None]
         weights = jax.nn.softmax(jnp.where(there, scores, MASKED), axis=-1)
@@ -125,9 +130,9 @@ class Int8Cache:
         peak = jnp.max(scaled, axis=-1, keepdims=True)
         number = jnp.round(scaled * (LEVELS**2 / jnp.maximum(peak, SMALLEST)))
         first = jnp.floor(number / LEVELS)
-        digits = jnp.concatenate([first, number - LEVELS * first], axis=2).astype(jnp.int8)
+        parts = jnp.concatenate([first, number - LEVELS * first], axis=2).astype(jnp.int8)
         sums = jnp.einsum(
-            "BKGS,BKSH->BKGH", digits, self.values[:, :, :slots], preferred_element_type=jnp.int32
+            "BKGS,BKSH->BKGH", parts, self.values[:, :, :slots], preferred_element_type=jnp.int32
         )
         high, low = jnp.split(sums.astype(jnp.float32), 2, axis=2)
         out = (high * LEVELS + low) * (peak / LEVELS**2)

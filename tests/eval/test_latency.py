@@ -155,8 +155,14 @@ def test_whole_run_from_the_command_line(tmp_path: Path) -> None:
         assert step["count"] == 4 and 0 < step["p50_ms"] <= step["p99_ms"]
     assert report["decode"].keys() == SPREAD
     assert report["memory"].keys() == {
-        "rss_gb", "rss_peak_gb", "anonymous_gb", "anonymous_peak_gb",
+        "rss_gb", "rss_peak_gb", "anonymous_gb", "anonymous_peak_gb", "weights_gb", "caches_gb",
+        "rest_gb",
     }  # fmt: skip
+    memory = report["memory"]
+    assert memory["weights_gb"] == report["warm"]["weights_gb"] and memory["caches_gb"] > 0
+    parts = sum(memory[name] for name in ("weights_gb", "caches_gb", "rest_gb"))
+    assert parts == pytest.approx(memory["anonymous_peak_gb"])
+    assert report["stream"]["growth_mb"] < 20
     assert report["versions"]["jax"] == jax.__version__
     assert "ratio" not in report and "audible" not in report and "outside" not in report
     assert "first audio" in run.output and "frame at 200" in run.output
@@ -168,6 +174,8 @@ def test_whole_run_from_the_command_line(tmp_path: Path) -> None:
 
 def listened(report: Mapping[str, Any]) -> None:
     """What a run of two cadences, one chunk size and one batch size must hold."""
+    rows = report["rows"]["2"]
+    assert rows["join_programs"] == 0 and rows["join"]["count"] == rows["leave"]["count"] == 20
     assert list(report["cadences"]) == ["at_once", "words_10ms"]
     figures = {
         "first_byte", "first_playable", "first_text_to_audio", "interval", "jitter", "stall",
@@ -184,7 +192,7 @@ def listened(report: Mapping[str, Any]) -> None:
     assert report["rows"].keys() == {"2"}
     assert report["rows"]["2"].keys() == {
         "step", "decode", "first_playable_ms", "jitter_ms", "underruns", "stall_ms", "x_realtime",
-        "x_realtime_all", "compile_s", "anonymous_peak_gb",
+        "x_realtime_all", "compile_s", "anonymous_peak_gb", "leave", "join", "join_programs",
     }  # fmt: skip
 
 

@@ -58,10 +58,11 @@ class Fake:
         return [999.0] + [3.0] * (count - 1)
 
     def _memory(self) -> dict[str, float | None]:
-        return {"anonymous_peak_gb": None}
+        return {"anonymous_peak_gb": None, "rest_gb": None}
 
     def _batch(self, count: int, frames: int) -> dict[str, Any]:
-        return {"step": {"p50_ms": 10.0 * count}, "anonymous_peak_gb": 1.5}
+        changes = {"join": {"p50_ms": 2.0}, "leave": {"p50_ms": 1.0}}
+        return {"step": {"p50_ms": 10.0 * count}, "anonymous_peak_gb": 1.5, **changes}
 
     def _about(self) -> dict[str, Any]:
         return {"backend": "cpu", "versions": {}}
@@ -87,7 +88,7 @@ def test_a_suite_keeps_every_sample_of_every_round(monkeypatch: pytest.MonkeyPat
     assert report["suite"] == SUITE and report["positions"] == [64, 156]
     found = report["figures"]
     # No checkpoint, so nothing to hear; and nobody told the peak.
-    assert set(FIGURES) - set(found) == {"first_audible_ms", "peak_gb"}
+    assert set(FIGURES) - set(found) == {"first_audible_ms", "peak_gb", "rest_gb"}
     assert {name: len(one["rounds"]) for name, one in found.items()} == {
         name: 1 if name == "cold_start_s" else 2 for name in found
     }
@@ -195,7 +196,7 @@ def test_a_table_of_one_and_of_two(run: Any, report: dict[str, Any], tmp_path: P
     both = run(report, other, options=("--json", str(target)))
     assert both.exit_code == 0, both.output
     assert "| codec, a frame | 10.5 ms | 5.1 ms | 0.486 (" in both.stdout
-    assert both.stdout.count("| faster |") == 1 and both.stdout.count("| no evidence |") == 16
+    assert both.stdout.count("| faster |") == 1 and both.stdout.count("| no evidence |") == 19
     assert "note: jax 0.10.2 in A, 0.10.3 in B" in both.stderr
     assert "warning: B was measured on a busy machine (other programs took 40%)" in both.stderr
     assert {one["name"] for one in json.loads(target.read_text())} == set(FIGURES)
@@ -221,7 +222,7 @@ def test_what_was_not_measured_alike_is_refused(run: Any, report: dict[str, Any]
     [
         ("{", "B.json: not JSON"),
         ("[]", "B.json: not a report of a suite; write one with python -m eval.latency"),
-        ({"suite": 99}, "B.json: suite 99, where this program knows suite 1"),
+        ({"suite": 99}, f"B.json: suite 99, where this program knows suite {SUITE}"),
         ({"versions": None}, "B.json: versions is not an object"),
         ({"positions": 7}, "B.json: positions is not a list"),
         ({"positions": [1]}, "B.json: positions are not two steps"),

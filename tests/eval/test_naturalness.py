@@ -248,6 +248,12 @@ def test_a_run_from_end_to_end_resumes_and_refuses_another(
     assert (out / "utterances.jsonl").read_bytes() == content
 
 
+def test_the_dtype_of_the_model_is_part_of_the_run() -> None:
+    for asked, held in ((None, "float32"), ("int8", "int8")):
+        _, identity = naturalness.open_studio(str(TINY), ["generated"], dtype=asked)
+        assert identity["settings"]["dtype"] == held
+
+
 def test_the_ceilings_need_a_codec_alone(tmp_path: Path, prompts: Path, listener: Listener) -> None:
     out = tmp_path / "run"
     result = run(TINY / "mimi", "--codec-only", "-p", prompts, "-o", out)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dia2_jax.errors import ScriptError, SessionError
+from dia2_jax.compilation_cache import CompileWatch
+from dia2_jax.errors import ConfigError, ScriptError, SessionError
 from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
 from dia2_jax.model.delays import undelay
 from dia2_jax.text.machine import Machine
@@ -205,7 +206,7 @@ def test_a_row_that_waits_changes_nothing(make_rows, driver) -> None:
     rows.feed(1, "our five. ")
     driver(rows, frames=1)
     again = np.asarray(rows._state.cache[0].keys)[[1, 4]]
-    assert (cache[:, :, :slot] == again[:, :, :slot]).all()
+    assert (cache[..., :slot] == again[..., :slot]).all()
     assert row.steps > slot
 
 
@@ -229,6 +230,55 @@ def test_a_frame_waits_only_when_its_outcome_is_open(make_rows, driver) -> None:
     assert driver(rows) == []
     rows.feed(0, '<break time="1s"/>')
     assert len(driver(rows)) == 12
+
+
+# --------------------------------------------------------------------------- joining and leaving
+
+
+def test_sessions_join_and_leave_between_any_frames(run, make_rows, make_plan, driver) -> None:
+    """Nothing is compiled for it, whoever joins equals a single run, and so does who stays."""
+    stays = results(run("main", CONFIGS, SCRIPTS, seeds=SEEDS).rows.rows[0])
+    (joins,) = run("main", [CONFIGS[2]], [SCRIPTS[1]], seeds=[99]).rows.rows
+    plan = make_plan("main", "upstream")
+    (follows,) = run("main", [CONFIGS[1]], [SCRIPTS[2]], seeds=[5], plans=[plan]).rows.rows
+    rows = make_rows("main", CONFIGS, SEEDS)
+    for index, script in enumerate(SCRIPTS):
+        rows.feed(index, script)
+        rows.close(index)
+    driver(rows, frames=7)
+    left = rows.rows[1]
+    with CompileWatch() as watch:
+        rows.leave(1)
+        driver(rows, frames=2)
+        rows.join(1, CONFIGS[2], 99)
+        rows.feed(1, SCRIPTS[1])
+        rows.close(1)
+        driver(rows, frames=3)
+        assert rows.rows[1].steps == 3
+    assert watch.counts["programs"] == 0
+    assert left.done and left.computed == 7 and left.available == 7 + 1 - 3 - 1
+    # With a prefix, in the middle of the sentence of one that never left.
+    rows.join(2, CONFIGS[1], 5, plan)
+    driver(rows, frames=2)
+    assert rows.rows[2].steps == 0
+    rows.feed(2, SCRIPTS[2])
+    rows.close(2)
+    driver(rows)
+    assert results(rows.rows[0]) == stays
+    assert results(rows.rows[1]) == results(joins)
+    assert results(rows.rows[2]) == results(follows)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GenerationConfig(cfg_scale=2.0), GenerationConfig(cfg_scale=1.0, audio=SamplingConfig(1, 0))],
+)
+def test_a_session_that_asks_for_more_than_the_batch_can_do_is_refused(make_rows, config) -> None:
+    rows = make_rows("main", [CONFIGS[1]])
+    before = rows.rows[0]
+    with pytest.raises(ConfigError, match="guidance, or for a larger top_k"):
+        rows.join(0, config, 1)
+    assert rows.rows[0] is before
 
 
 # ---------------------------------------------------------------------------------- ends and edges

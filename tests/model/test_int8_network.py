@@ -78,14 +78,14 @@ def test_linear_maps_are_int8_and_nothing_else(pair) -> None:
 def test_every_head_is_close_to_float32(pair, tokens) -> None:
     """Teacher-forced: both read the same tokens at every step."""
     whole, narrow = (_decoder(model, tokens) for model in pair)
-    assert cosine(whole.action, narrow.action) >= 0.999
-    assert cosine(whole.cb0, narrow.cb0) >= 0.999
+    assert cosine(whole.action, narrow.action) >= 0.9999
+    assert cosine(whole.cb0, narrow.cb0) >= 0.9999
     stages, rough = (
         _depformer(model, tokens, out.hidden)
         for model, out in zip(pair, (whole, narrow), strict=True)
     )
     for stage in range(stages.shape[1]):
-        assert cosine(stages[:, stage], rough[:, stage]) >= 0.999
+        assert cosine(stages[:, stage], rough[:, stage]) >= 0.9995
     # ... and not the same: it did round.
     assert np.abs(np.asarray(stages - rough)).max() > 1e-4
 
@@ -99,5 +99,5 @@ def test_steps_are_the_whole_sequence(pair, tokens) -> None:
     for t in range(STEPS):
         at = jnp.full(2, t, jnp.int32)
         out, cache = step(model, tokens[..., t], at, at, cache)
-        assert cosine(out.cb0, whole.cb0[:, t]) >= 0.9999
-        assert cosine(out.hidden, whole.hidden[:, t]) >= 0.9999
+        assert cosine(out.cb0, whole.cb0[:, t]) >= 0.99999
+        assert cosine(out.hidden, whole.hidden[:, t]) >= 0.99999

@@ -37,12 +37,19 @@ def formula(query, keys, values, mask, scale) -> np.ndarray:
 
 def filled(dtype: str = "float32") -> KVCache:
     shape = (ROWS, KV_HEADS, 3 * BLOCK, WIDTH)
-    return KVCache(keys=normal(shape, 1, dtype), values=normal(shape, 2, dtype))
+    keys, values = normal(shape, 1, dtype), normal(shape, 2, dtype)
+    return KVCache(keys=keys.swapaxes(2, 3), values=values)
+
+
+def held(cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values, both with the slots on axis 2."""
+    return np.asarray(cache.keys).swapaxes(2, 3), np.asarray(cache.values)
 
 
 def in_time(cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values as ``attend`` reads them, slot after slot."""
-    return np.asarray(cache.keys).swapaxes(1, 2), np.asarray(cache.values).swapaxes(1, 2)
+    keys, values = held(cache)
+    return keys.swapaxes(1, 2), values.swapaxes(1, 2)
 
 
 step = jax.jit(lambda query, cache, length: attend_cache(query, cache, length, scale=SCALE))
@@ -67,7 +74,7 @@ def test_cached_step_equals_whole_attention(lengths: list[int]) -> None:
     """Rows of unequal length, at and around the borders of blocks."""
     cache, query = filled(), normal((ROWS, HEADS, WIDTH), 0)
     out = step(query, cache, jnp.asarray(lengths))
-    mask = np.arange(cache.keys.shape[2])[None, None] < np.asarray(lengths)[:, None, None]
+    mask = np.arange(3 * BLOCK)[None, None] < np.asarray(lengths)[:, None, None]
     keys, values = in_time(cache)
     np.testing.assert_allclose(
         out, whole(np.asarray(query)[:, None], keys, values, mask)[:, 0], atol=1e-5
@@ -79,13 +86,11 @@ def test_a_row_does_not_see_the_others_nor_what_lies_beyond_it() -> None:
     cache, query = filled(), normal((ROWS, HEADS, WIDTH), 0)
     alone = step(query, cache, jnp.asarray([5, 1, 1]))[0]
 
-    def spoil(x: jax.Array) -> np.ndarray:
-        spoiled = np.array(x)
+    keys, values = map(np.array, held(cache))
+    for spoiled in (keys, values):
         spoiled[1:] *= 2
         spoiled[0, :, 5:] = 1e3
-        return spoiled
-
-    dirty = jax.tree.map(spoil, cache)
+    dirty = KVCache(keys=keys.swapaxes(2, 3), values=values)
     together = step(query, dirty, jnp.asarray([5, SLOTS, 2 * BLOCK]))[0]
     assert (np.asarray(alone) == np.asarray(together)).all()
 
@@ -95,7 +100,7 @@ def test_large_scores_do_not_overflow() -> None:
     lengths = [SLOTS, BLOCK, 3]
     out = np.asarray(step(query, cache, jnp.asarray(lengths)))
     assert np.isfinite(out).all()
-    mask = np.arange(cache.keys.shape[2])[None, None] < np.array(lengths)[:, None, None]
+    mask = np.arange(3 * BLOCK)[None, None] < np.array(lengths)[:, None, None]
     keys, values = in_time(cache)
     expected = formula(np.asarray(query)[:, None], keys, values, mask, SCALE)[:, 0]
     np.testing.assert_allclose(out, expected, atol=1e-3)
@@ -106,15 +111,17 @@ def test_bfloat16_cache_scores_in_float32() -> None:
     out = step(query, cache, jnp.asarray([SLOTS] * ROWS))
     assert out.dtype == jnp.bfloat16
     keys, values = in_time(cache)
-    mask = np.arange(cache.keys.shape[2])[None, None] < np.full((ROWS, 1, 1), SLOTS)
+    mask = np.arange(3 * BLOCK)[None, None] < np.full((ROWS, 1, 1), SLOTS)
     expected = formula(np.asarray(query)[:, None], keys, values, mask, SCALE)[:, 0]
     # One rounding of the weights and one of the result: 2 ** -8 each.
     np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=1e-2)
 
 
 def test_cache_is_whole_blocks_long() -> None:
-    sizes = [KVCache.empty(1, 1, n, 2, jnp.float32).keys.shape[2] for n in (1, BLOCK, BLOCK + 1)]
-    assert sizes == [BLOCK, BLOCK, 2 * BLOCK]
+    for slots, blocks in ((1, 1), (BLOCK, 1), (BLOCK + 1, 2)):
+        cache = KVCache.empty(1, 3, slots, 2, jnp.float32)
+        assert cache.keys.shape == (1, 3, 2, blocks * BLOCK)
+        assert cache.values.shape == (1, 3, blocks * BLOCK, 2)
 
 
 @pytest.mark.parametrize("index", [[0, 3, BLOCK], [BLOCK - 1, 0, 0]])
@@ -122,23 +129,17 @@ def test_a_step_is_written_to_each_row_s_own_slot(index: list[int]) -> None:
     before = filled()
     keys, values = (normal((ROWS, KV_HEADS, WIDTH), seed) for seed in (7, 8))
     after = jax.jit(KVCache.write_step)(before, keys, values, jnp.asarray(index))
-    for old, new, put in (
-        (before.keys, after.keys, keys),
-        (before.values, after.values, values),
-    ):
+    for old, new, put in zip(held(before), held(after), (keys, values), strict=True):
         expected = np.array(old)
         for row, slot in enumerate(index):
             expected[row, :, slot] = np.asarray(put)[row]
-        assert (np.asarray(new) == expected).all()
+        assert (new == expected).all()
 
 
 def test_a_prefix_is_written_from_slot_0_on() -> None:
     before = filled()
     keys, values = (normal((ROWS, 4, KV_HEADS, WIDTH), seed) for seed in (7, 8))
     after = before.write_prefix(keys, values)
-    for old, new, put in (
-        (before.keys, after.keys, keys),
-        (before.values, after.values, values),
-    ):
-        assert (np.asarray(new)[:, :, :4] == np.asarray(put).swapaxes(1, 2)).all()
-        assert (np.asarray(new)[:, :, 4:] == np.asarray(old)[:, :, 4:]).all()
+    for old, new, put in zip(held(before), held(after), (keys, values), strict=True):
+        assert (new[:, :, :4] == np.asarray(put).swapaxes(1, 2)).all()
+        assert (new[:, :, 4:] == old[:, :, 4:]).all()
