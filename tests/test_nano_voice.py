@@ -21,7 +21,7 @@ def test_it_is_whole_small_and_says_what_it_is() -> None:
     for part in ("Lessac", "CC0", "MIT", "Apache-2.0", "WER", "x real time"):
         assert part in card
     config = json.loads((FOLDER / "config.json").read_text())
-    assert config["data"]["delay_pattern"][0] <= 4  # first audio comes early
+    assert config["data"]["delay_pattern"][0] <= 8  # half of the published 16
 
 
 @pytest.fixture(scope="module")
