@@ -303,6 +303,15 @@ def verdicts(first: Path, second: Path) -> dict[str, str]:
     return {f"{d.metric}.{d.figure.name}": d.verdict for d in found if d.group == "all"}
 
 
+def test_word_times_do_not_depend_on_what_was_judged_before(metrics: dict[str, Metric]) -> None:
+    takes = [recorded(path.stem) for path in sorted(SPEECH.glob("*.mp3"))]
+    judge = metrics["word_times"]
+    first = [judge.score(take) for take in takes]
+    for take in takes:
+        judge.score(noisy(take, 5))
+    assert [judge.score(take) for take in takes] == first
+
+
 def test_runs_agree_and_a_degraded_copy_is_worse_where_it_was_degraded(
     tmp_path: Path, metrics: dict[str, Metric]
 ) -> None:

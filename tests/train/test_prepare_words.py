@@ -401,6 +401,9 @@ class _Decoder:
         self.text = text.split()
         assert all(word in self.words for word in self.text)
 
+    def reinit_feat(self) -> None:
+        pass
+
     def start_utt(self) -> None:
         self.frames = 0
 

@@ -99,6 +99,8 @@ class PocketsphinxAligner:
     def _search(self, pcm: bytes, keys: Sequence[str], where: str) -> list[tuple[float, float]]:
         decoder = self._decoder
         try:
+            # Its front end goes on from the recording before; times must depend on this one alone.
+            decoder.reinit_feat()
             decoder.set_align_text(" ".join(keys))
             decoder.start_utt()
             decoder.process_raw(pcm, full_utt=True)
