@@ -22,7 +22,6 @@ from eval.scoring.evaluation import (
     EXIT_STATUS,
     conclude,
     evaluate,
-    finish,
     measuring,
     progress,
     start,
@@ -206,19 +205,7 @@ def usage_table(usage: Sequence[dict[str, float]], rows: Sequence[Row]) -> list[
 )  # fmt: skip
 @metric_options
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no report on standard output.")
-def main(**options: Any) -> None:
-    """Measure what CODEC keeps of recorded speech, by number of codebooks, whole and streamed.
-
-    CODEC is the folder of a Mimi, a hub repository, or a model for its codec (nano: the one inside
-    the package).
-
-    \b
-      python -m eval.codec nano -p data/nano/corpus/test.jsonl --limit 40 -o runs/codec
-    """
-    _run(**options)
-
-
-def _run(
+def main(
     codec: str,
     prompts: Sequence[str],
     out: Path,
@@ -230,6 +217,14 @@ def _run(
     metrics: Sequence[str],
     quiet: bool,
 ) -> None:
+    """Measure what CODEC keeps of recorded speech, by number of codebooks, whole and streamed.
+
+    CODEC is the folder of a Mimi, a hub repository, or a model for its codec (nano: the one inside
+    the package).
+
+    \b
+      python -m eval.codec nano -p data/nano/corpus/test.jsonl --limit 40 -o runs/codec
+    """
     whole = read_sets(prompts)
     sets = [each.limited(limit) for each in whole]
     if not any(prompt.reference for each in sets for prompt in each.prompts):
@@ -272,10 +267,7 @@ def _run(
         "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
         "not measured": "; ".join(left_out) or "nothing was left out",
     }
-    text = conclude(folder, rows, opened, about, f"Codec {codec}", usage_table(usage, rows))
-    if not quiet:
-        click.echo(text)
-    finish(folder, rows)
+    conclude(folder, rows, opened, about, f"Codec {codec}", usage_table(usage, rows), quiet=quiet)
 
 
 def _counts(asked: Sequence[int] | None, most: int) -> list[int]:

@@ -222,13 +222,10 @@ class Ours:
 
         takes = []
         with Client() if client else contextlib.nullcontext() as reader:
+            outside: dict[str, Any] = {"rest": REST_S, "deliver": reader.take} if reader else {}
             for seed, schedule in enumerate(schedules):
                 session = self._session(seed, chunk_frames)
-                if reader is None:
-                    takes.append(speak(session, schedule, until=enough))
-                else:
-                    take = reader.take
-                    takes.append(speak(session, schedule, until=enough, rest=REST_S, deliver=take))
+                takes.append(speak(session, schedule, until=enough, **outside))
                 session.cancel()
         return takes
 

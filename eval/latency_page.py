@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.latency_stopwatch import BAR
 from eval.page import render
 
 #: Share of the processors that other programs may take before a report warns.
@@ -150,14 +151,13 @@ def _tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
     }  # fmt: skip
     verdict = "agree" if outside.get("agrees") else "do NOT agree"
-    bar = "within 10 %, or 2 ms for the first chunk"
     return [
         _table("How text arrives", report.get("cadences", {}), _HEARD),
         _table("Frames in a chunk", report.get("chunks", {}), _HEARD),
         _table("Batch rows", report.get("rows", {}), _ROWS),
         _table("Frames at a position", report["step"], _STEP),
         _table("Start", {k: report[k] for k in ("cold", "warm")}, _START),
-        _table(f"Outside stopwatch: both {verdict} {bar}", sides, _OUTSIDE),
+        _table(f"Outside stopwatch: both {verdict} {BAR}", sides, _OUTSIDE),
         _table("Memory", {"of the process": report["memory"]}, _MEMORY),
     ]
 

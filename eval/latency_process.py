@@ -21,6 +21,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn, Protocol
 
 from dia2_jax.errors import Dia2Error
+from train.command import INTERRUPTED
 
 
 class MeasurementError(Dia2Error):
@@ -29,7 +30,6 @@ class MeasurementError(Dia2Error):
 
 #: Exit status of a program that SIGTERM ended.
 TERMINATED = 143
-_INTERRUPTED = 130
 
 
 @contextlib.contextmanager
@@ -144,7 +144,7 @@ def _serve(
     environment: dict[str, str | None],
 ) -> None:
     # Ctrl-C reaches every process of a terminal; the parent is the one that speaks of it.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     # What libraries print belongs to stderr: the parent's stdout may be carrying JSON.
     sys.stdout.flush()
     os.dup2(2, 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.latency_curves import draw
 from eval.latency_page import BUSY, page
-from eval.latency_stopwatch import ALLOWED_MS, TOLERANCE
+from eval.latency_stopwatch import BAR
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -199,8 +199,7 @@ def _stopwatch(outside: Mapping[str, Any]) -> list[list[str]]:
         for name, label in labels.items()
         if (one := outside[name]) is not None
     ]
-    bar = f"within {TOLERANCE:.0%}, or {ALLOWED_MS:g} ms for the first chunk"
-    verdict = f"{'agrees' if outside['agrees'] else 'DOES NOT AGREE'} {bar}"
+    verdict = f"{'agrees' if outside['agrees'] else 'DOES NOT AGREE'} {BAR}"
     return [
         ["outside stopwatch", *found, f"{outside['runs']} runs", verdict],
         [

@@ -37,6 +37,8 @@ TOLERANCE = 0.10
 #: where a first chunk takes some 20 ms or less, as nano's does, and is nothing beside the share of
 #: any other. The pace has no such allowance: a client that takes a tenth of it would be heard.
 ALLOWED_MS = 2.0
+#: Both, to be read.
+BAR = f"within {TOLERANCE:.0%}, or {ALLOWED_MS:g} ms for the first chunk"
 #: What both sides measure.
 COMPARED = ("first_playable_ms", "first_audible_ms", "last_chunk_ms", "x_realtime")
 _OF_FIRST = ("first_playable_ms", "first_audible_ms")

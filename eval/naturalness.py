@@ -21,7 +21,6 @@ from eval.scoring.evaluation import (
     EXIT_STATUS,
     conclude,
     evaluate,
-    finish,
     measuring,
     progress,
     start,
@@ -175,20 +174,7 @@ def _sources(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -
     show_default="float32, or int8 where the checkpoint holds that",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no report on standard output.")
-def main(**options: Any) -> None:
-    """Generate speech from prompt sets with CHECKPOINT and measure it.
-
-    CHECKPOINT is a model's folder, a hub repository, or nano, the model inside the package.
-
-    \b
-      python -m eval.naturalness checkpoints/Dia2-1B -p lines,dialogues -o runs/1b
-      python -m eval.naturalness nano cfg_scale=1.0 -p everyday -o runs/everyday
-      python -m eval.naturalness runs/codec/export --codec-only -p corpus/test.jsonl -o runs/codec
-    """
-    _run(**options)
-
-
-def _run(
+def main(
     checkpoint: str,
     overrides: Sequence[str],
     prompts: Sequence[str],
@@ -205,6 +191,15 @@ def _run(
     dtype: str | None,
     quiet: bool,
 ) -> None:
+    """Generate speech from prompt sets with CHECKPOINT and measure it.
+
+    CHECKPOINT is a model's folder, a hub repository, or nano, the model inside the package.
+
+    \b
+      python -m eval.naturalness checkpoints/Dia2-1B -p lines,dialogues -o runs/1b
+      python -m eval.naturalness nano cfg_scale=1.0 -p everyday -o runs/everyday
+      python -m eval.naturalness runs/codec/export --codec-only -p corpus/test.jsonl -o runs/codec
+    """
     making.read_settings(overrides)  # a misspelt one shows before anything is loaded
     whole = read_sets(prompts)
     sets = [each.limited(limit) for each in whole]
@@ -246,7 +241,7 @@ def _run(
         "settings": " ".join(overrides) or "the model's own",
         "prompts": ", ".join(f"{each.name} ({len(each.prompts)})" for each in sets),
         "seeds": ", ".join(map(str, seeds)),
-        "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
+        "versions": ", ".join(f"{name} {value}" for name, value in identity["versions"].items()),
         "not measured": "; ".join(left_out) or "nothing was left out",
     }
     rows = evaluate(
@@ -257,10 +252,7 @@ def _run(
         lambda prompt: making.sources_of(prompt, wanted, seeds),
         progress=progress(quiet),
     )
-    text = conclude(folder, rows, opened, about, f"Naturalness of {checkpoint}")
-    if not quiet:
-        click.echo(text)
-    finish(folder, rows)
+    conclude(folder, rows, opened, about, f"Naturalness of {checkpoint}", quiet=quiet)
 
 
 if __name__ == "__main__":

@@ -115,15 +115,6 @@ def evaluate(
     return [folder.rows[row_key] for row_key in keys]
 
 
-def finish(folder: RunFolder, rows: Sequence[Row]) -> None:
-    """Say on standard error where the report is and how many takes failed; status 1 if all did."""
-    failed = sum("error" in row for row in rows)
-    told = f", failed: {failed}" if failed else ""
-    click.echo(f"{folder.path / 'report.md'}: {len(rows)} takes{told}", err=True)
-    if failed == len(rows):
-        click.get_current_context().exit(1)
-
-
 def conclude(
     folder: RunFolder,
     rows: Sequence[Row],
@@ -131,19 +122,31 @@ def conclude(
     about: Mapping[str, Any],
     title: str,
     more: Sequence[str] = (),
-) -> str:
-    """Write ``summary.json``, ``report.md`` and ``report.html``; the text of the second.
+    *,
+    quiet: bool,
+) -> None:
+    """Write ``summary.json``, ``report.md`` and ``report.html``, and end the program.
+
+    The report goes to standard output; where it is and how many takes failed to standard error.
+    The status is 1 if all did.
 
     Args:
       about: what is said at the top, name by name.
       more: lines of Markdown that end the report.
+      quiet: leave standard output alone.
     """
     summary = summarise(rows, metrics)
     folder.write_json("summary.json", summary)
     text = "\n".join([report(title, about, summary, rows, metrics), *more])
     folder.write_text("report.md", text)
     folder.write_text("report.html", page(title, about, summary, rows, metrics, folder.path))
-    return text
+    if not quiet:
+        click.echo(text)
+    failed = sum("error" in row for row in rows)
+    told = f", failed: {failed}" if failed else ""
+    click.echo(f"{folder.path / 'report.md'}: {len(rows)} takes{told}", err=True)
+    if failed == len(rows):
+        click.get_current_context().exit(1)
 
 
 def measuring(options: Options, wanted: Sequence[str]) -> tuple[list[Metric], list[str]]:

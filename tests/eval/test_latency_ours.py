@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-import yaml
+from small_shapes import load, write_shapes
 
-from dia2_jax.config import config_to_dict
 from eval import latency_measure, latency_models
 from eval.codec_speed import OurCodec
 from eval.latency_models import Source
@@ -28,24 +27,13 @@ def small_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shapes that compile faster than tiny: ``long`` has room for a cache that costs more than all
     the rest of a frame, and ``mimi_long`` is its codec."""
     folder = tmp_path_factory.mktemp("configs")
-    model = config_to_dict(Source.of("tiny").dia2_config())
-    model["data"] |= {"channels": 4, "delay_pattern": [1, 2]}
-    model["runtime"] = {"weights_schedule": [0], "max_context_steps": 40_000}
-    codec = config_to_dict(Source.of("mimi_tiny").mimi_config())
-    codec |= {"upsampling_ratios": [6, 4], "sampling_rate": 600, "num_hidden_layers": 1}
-    codec |= {"num_quantizers": 2}
-    for name, content in (("long", model), ("mimi_long", codec)):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    write_shapes(folder, "long", delays=[1, 2], context=40_000)
     return folder
 
 
 @pytest.fixture(scope="module")
 def long_context(small_configs: Path) -> Ours:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency_models, "CONFIGS", small_configs)
-        ours = Ours("long")
-        ours.load()
-    return ours
+    return load(small_configs, "long")
 
 
 def test_a_position_really_times_a_longer_cache(long_context: Ours) -> None:

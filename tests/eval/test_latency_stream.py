@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from small_shapes import load, write_shapes
 
-from dia2_jax.config import config_to_dict
-from eval import latency_models
 from eval.latency_cadences import Schedule, at_once, llm_bursts, words_at_once
 from eval.latency_listener import AUDIBLE, Chunk, Take, figures
-from eval.latency_models import Source
 from eval.latency_ours import Ours
 from eval.latency_process import MeasurementError
 from eval.latency_rows import BatchTake, summed_up
@@ -180,19 +177,8 @@ SCRIPT = "[S1] Hello there my old friends, how are you? [S2] Fine."
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Ours:
     """A model that compiles in little time: two codebooks, a codec of few layers."""
     folder = tmp_path_factory.mktemp("configs")
-    model = config_to_dict(Source.of("tiny").dia2_config())
-    model["data"] |= {"channels": 4, "delay_pattern": [3, 4]}
-    model["runtime"] = {"weights_schedule": [0], "max_context_steps": 200}
-    codec = config_to_dict(Source.of("mimi_tiny").mimi_config())
-    codec |= {"upsampling_ratios": [6, 4], "sampling_rate": 600, "num_hidden_layers": 1}
-    codec |= {"num_quantizers": 2}
-    for name, content in (("short", model), ("mimi_short", codec)):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency_models, "CONFIGS", folder)
-        ours = Ours("short")
-        ours.load()
-    return ours
+    write_shapes(folder, "short", delays=[3, 4], context=200)
+    return load(folder, "short")
 
 
 def test_a_take_is_what_the_session_says_however_text_arrives(ours: Ours) -> None:
