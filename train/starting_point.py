@@ -99,7 +99,7 @@ def initial_params(
 
     # Drawn by numpy: random numbers of every shape take XLA seconds to minutes to compile.
     def place(path: str, leaf: jax.ShapeDtypeStruct) -> Array:
-        values = _fresh(path, leaf, seed)
+        values = fresh_param(path, leaf, seed)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: values[part])
 
     return {path: place(path, leaf) for path, leaf in abstract.items()}
@@ -159,7 +159,8 @@ def _copy_codec(mimi: hub.MimiFiles, target: Path) -> None:
         shutil.copyfile(mimi.weights, target / mimi.weights.name)
 
 
-def _fresh(path: str, leaf: jax.ShapeDtypeStruct, seed: int) -> np.ndarray:
+def fresh_param(path: str, leaf: jax.ShapeDtypeStruct, seed: int) -> np.ndarray:
+    """Random values of a parameter: a function of the seed and its path."""
     if len(leaf.shape) == 1:
         return np.ones(leaf.shape, leaf.dtype)
     stream = np.random.SeedSequence([seed, zlib.crc32(path.encode())])
