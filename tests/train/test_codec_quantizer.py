@@ -48,7 +48,7 @@ def features(rows: int = 3, steps: int = 5, width: int = 4, seed: int = 0) -> ja
 
 
 def choices(active: list[int], quantized: list[bool]) -> RowChoices:
-    return RowChoices(jnp.array(active), jnp.array(quantized))
+    return RowChoices(jnp.array(active), jnp.array(quantized), jnp.zeros(len(active), bool))
 
 
 def test_all_codebooks_are_what_inference_gives() -> None:
@@ -235,6 +235,18 @@ def test_choices_belong_to_rows() -> None:
     np.testing.assert_allclose(shares, [1 / 16] * 7 + [1 / 2 + 1 / 16], atol=0.03)
     off = draw(key, 10, 8, CodebookConfig(dropout=0.0, unquantized=0.0))
     assert (off.active == 8).all() and off.quantized.all()
+
+
+def test_the_share_of_rows_heard_through_predictions_is_drawn_beside_the_other_choices() -> None:
+    key = jax.random.key(5)
+    without = draw(key, 400, 4, CodebookConfig(dropout=0.5, unquantized=0.5))
+    some = draw(
+        key, 400, 4, CodebookConfig(dropout=0.5, unquantized=0.5, frozen=True, predicted=0.3)
+    )
+    assert not without.predicted.any()
+    assert 0.2 < float(some.predicted.mean()) < 0.4
+    np.testing.assert_array_equal(some.active, without.active)
+    np.testing.assert_array_equal(some.quantized, without.quantized)
 
 
 def test_perplexity_counts_entries_used_alike() -> None:

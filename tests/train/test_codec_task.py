@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tiny_codec import raw_config, tiny_shape
 
 from dia2_jax import checkpoint, hub
+from dia2_jax.audio import read_audio
 from dia2_jax.config import load_mimi_config
 from dia2_jax.config.reading import validate
 from dia2_jax.convert.models import load_mimi
@@ -19,6 +21,7 @@ from dia2_jax.errors import ConfigError
 from dia2_jax.mimi.runtime import Codec, StreamingDecoder
 from train.codec_training.config import CodecConfig
 from train.codec_training.generator import forward_flops, read_shape
+from train.codec_training.quantizer import row_choices
 from train.codec_training.task import CodecTask
 from train.config import read_config
 
@@ -62,8 +65,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("codec")
     raw_config(folder)
     for path in sorted((folder / "audio").glob("*.wav")):
-        from dia2_jax.audio import read_audio
-
         frames = -(-len(read_audio(path, 800)) // 8)
         shares = np.random.default_rng(frames).uniform(0, 1, (frames, 3))
         np.save(path.with_suffix(".targets.npy"), shares.astype(np.float32))
@@ -217,6 +218,41 @@ def test_a_published_codec_is_polished_with_encoder_and_codebooks_frozen(
         np.testing.assert_array_equal(codebooks[path], value)
 
 
+def test_a_row_is_heard_through_the_codes_that_were_predicted_for_it(
+    full: Any, folder: Path, tmp_path: Path
+) -> None:
+    task, _, state, _ = full
+    task.export(state, tmp_path / "codec")
+    shape = task.mimi
+    random = np.random.default_rng(0)
+    lines = []
+    for path in sorted((folder / "audio").glob("*.wav")):
+        frames = -(-len(read_audio(path, shape.sampling_rate)) // shape.samples_per_frame)
+        codes = random.integers(0, shape.codebook_size, (frames, shape.num_quantizers))
+        np.save(tmp_path / f"{path.stem}.npy", codes.astype(np.float32))
+        lines.append(json.dumps({"path": str(path), "targets": f"{path.stem}.npy"}))
+    (tmp_path / "predicted.jsonl").write_text("\n".join(lines))
+    changes = {
+        "model": {"shape": None, "initial": str(tmp_path / "codec"), "frozen": ["encoder*"]},
+        "codebooks": {"frozen": True, "predicted": 1.0},
+        "data": {"train": [str(tmp_path / "predicted.jsonl")]},
+    }
+    tune = make(folder, **changes)
+    batch = next(tune.batches(0))
+    codes = batch["targets"].astype(np.int32).transpose(0, 2, 1)
+    assert batch["real"].all()  # windows begin at frames, and every frame has codes
+
+    params, codebooks = tune.weights(tune.initial_state())
+    every = row_choices(jax.random.key(0), len(codes), shape.num_quantizers, tune.config.codebooks)
+    heard = tune.generator(params, codebooks, batch["wave"], every, codes.transpose(0, 2, 1))
+    wanted = tune.generator.mimi(params, codebooks).decode(codes)
+    np.testing.assert_allclose(heard.wave, wanted, atol=1e-5)
+    own = tune.generator(params, codebooks, batch["wave"], every)
+    assert np.abs(np.asarray(own.wave - heard.wave)).max() > 1e-3
+    _, metrics = steps(tune, tune.initial_state(), 1)
+    assert np.isfinite(metrics["loss/mel"])
+
+
 @pytest.mark.parametrize("name", ["codec_tiny", "codec_mimi"])
 def test_config_files_are_whole(name: str) -> None:
     config = read_config(CodecConfig, ROOT / "configs" / f"{name}.yaml")
@@ -239,6 +275,7 @@ def _yaml(path: Path) -> dict[str, Any]:
         ({"losses": {"adversarial": 1.0}}, "discriminator: goes with losses.adversarial"),
         ({"semantic": {"kind": "cosine"}}, "semantic: goes with a weight losses.semantic"),
         ({"codebooks": {"frozen": True}}, "codebooks.frozen: random codebooks"),
+        ({"codebooks": {"predicted": 0.5}}, "codebooks.predicted: codes name entries"),
         ({"mesh": {"fsdp": 2}}, "mesh: a codec is small"),
         ({"losses": {"mel": 0.0}}, "mel, stft and waveform are all 0"),
         ({"losses": {"mel_bands": [8, 6]}}, "mel_bands: needs one number for each"),

@@ -90,6 +90,8 @@ class CodebookConfig:
       kmeans_rows: windows whose features the codebooks start from.
       kmeans_iterations: of k-means.
       frozen: keep the codebooks as `model.initial` has them.
+      predicted: share of rows whose decoder hears codes that a model predicted, which the sources
+        bring in place of targets (see ``train.predict_codes``).
     """
 
     decay: float = 0.99
@@ -100,10 +102,16 @@ class CodebookConfig:
     kmeans_rows: int = 128
     kmeans_iterations: int = 10
     frozen: bool = False
+    predicted: float = 0.0
 
     def __post_init__(self) -> None:
         require(0 < self.decay < 1, "decay", "must lie between 0 and 1")
-        for name in ("dead_share", "dropout", "unquantized"):
+        require(
+            not self.predicted or self.frozen,
+            "predicted",
+            "codes name entries of codebooks that stay as they are: set frozen",
+        )
+        for name in ("dead_share", "dropout", "unquantized", "predicted"):
             require(0 <= getattr(self, name) <= 1, name, "must lie in 0 ... 1")
         require_positive(self, "revived_share", "kmeans_rows", "kmeans_iterations")
 
@@ -264,6 +272,11 @@ class CodecConfig:
             not self.codebooks.frozen or self.model.initial is not None,
             "codebooks.frozen",
             "random codebooks are of no use: name a codec in model.initial",
+        )
+        require(
+            not self.codebooks.predicted or self.semantic is None,
+            "codebooks.predicted",
+            "takes the place of the sources' targets: leave semantic out",
         )
         require(
             self.mesh.fsdp == 1 and self.mesh.tensor == 1,

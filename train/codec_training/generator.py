@@ -22,8 +22,8 @@ from dia2_jax.convert.models import abstract_mimi, load_mimi, read_mimi_config
 from dia2_jax.errors import ConfigError
 from dia2_jax.mimi.codec import Mimi
 from dia2_jax.mimi.resample import KERNEL, STRIDE
-from dia2_jax.typing import Array, ArrayLike, Float
-from train.codec_training.config import CodecModelConfig
+from dia2_jax.typing import Array, ArrayLike, Float, Int
+from train.codec_training.config import CodebookConfig, CodecModelConfig
 from train.codec_training.quantizer import (
     EMBED_SUM,
     INITIALIZED,
@@ -31,6 +31,7 @@ from train.codec_training.quantizer import (
     Assignments,
     RowChoices,
     quantize,
+    row_choices,
 )
 from train.shapes import read_shape_file
 
@@ -85,8 +86,16 @@ class Generator:
         codebooks: Mapping[str, Array],
         wave: Float[Array, "B W"],
         choices: RowChoices,
+        predicted: Int[Array, "B T C"] | None = None,
     ) -> Heard:
-        """Encode, quantise with straight-through gradients, decode."""
+        """Encode, quantise with straight-through gradients, decode.
+
+        Args:
+          params, codebooks: weights.
+          wave: what is heard.
+          choices: of the rows.
+          predicted: codes for the rows of which ``choices`` says that they are heard through them.
+        """
 
         def encode(params: Mapping[str, Array], wave: Array) -> Array:
             return self.mimi(params, codebooks).encode_latents(wave)
@@ -97,8 +106,13 @@ class Generator:
         if self._remat:
             encode, decode = jax.checkpoint(encode), jax.checkpoint(decode)
         own = {path: params[path] for path in self.params}
-        result = quantize(self.mimi(own, codebooks).quantizer, encode(own, wave), choices)
-        heard = decode(own, result.features)
+        mimi = self.mimi(own, codebooks)
+        result = quantize(mimi.quantizer, encode(own, wave), choices)
+        features = result.features
+        if predicted is not None:
+            given = mimi.quantizer.decode(predicted.transpose(0, 2, 1))
+            features = jnp.where(choices.predicted[:, None, None], given, features)
+        heard = decode(own, features)
         return Heard(heard, result.commitment, result.semantic, result.assignments)
 
     def export(
@@ -209,7 +223,7 @@ def random_codebooks(generator: Generator, seed: int) -> dict[str, np.ndarray]:
 def forward_flops(generator: Generator, samples: int) -> float:
     """Operations of the products and convolutions of one pass over one row of `samples` samples."""
     shape = jax.ShapeDtypeStruct((1, samples), np.float32)
-    choices = jax.eval_shape(lambda: RowChoices(jnp.zeros((1,), int), jnp.zeros((1,), bool)))
+    choices = jax.eval_shape(lambda: row_choices(jax.random.key(0), 1, 1, CodebookConfig()))
     traced = jax.make_jaxpr(generator)(generator.params, generator.codebooks, shape, choices)
     return _flops(traced.jaxpr)
 

@@ -77,16 +77,21 @@ class Objective:
           params: trainable parameters.
           frozen: the others.
           codebooks: as they are before this batch.
-          batch: ``wave`` and perhaps ``targets`` and ``real``.
+          batch: ``wave`` and perhaps ``targets`` (or predicted codes) and ``real``.
           choices: of the rows.
           state: of the balancer; None without one.
           judge: the discriminator's weights; None while it is not heard.
         """
         target = batch["wave"]
+        predicted = None
+        if self.config.codebooks.predicted:
+            predicted = batch["targets"].astype(jnp.int32)
+            whole = batch["real"].all(axis=1)
+            choices = choices._replace(predicted=choices.predicted & whole)
 
         def forward(params: Params) -> tuple[tuple[Array, Array, Array], Heard]:
             every = {**params, **frozen}
-            heard = self.generator(every, codebooks, target, choices)
+            heard = self.generator(every, codebooks, target, choices, predicted)
             semantic = jnp.zeros(())
             if self.config.semantic is not None:
                 semantic = semantic_loss(

@@ -66,10 +66,12 @@ class RowChoices(NamedTuple):
     Attributes:
       active: number of codebooks, 1 ... C, that the row is heard through.
       quantized: False where the row bypasses the codebooks.
+      predicted: True where the decoder hears the predicted codes of the row, all of them.
     """
 
     active: Int[Array, " B"]
     quantized: Bool[Array, " B"]
+    predicted: Bool[Array, " B"]
 
 
 def codebook_paths(codebooks: Codebooks) -> list[str]:
@@ -86,12 +88,14 @@ def codebook_paths(codebooks: Codebooks) -> list[str]:
 def row_choices(key: Array, rows: int, codebooks: int, config: CodebookConfig) -> RowChoices:
     """Draw every row's choices from ``fold_in(key, row)``, whatever the batch is split into."""
 
-    def draw(row: Array) -> tuple[Array, Array]:
-        dropped, count, skipped = jax.random.split(jax.random.fold_in(key, row), 3)
+    def draw(row: Array) -> tuple[Array, Array, Array]:
+        own = jax.random.fold_in(key, row)
+        dropped, count, skipped = jax.random.split(own, 3)
+        predict = jax.random.uniform(jax.random.fold_in(own, 3)) < config.predicted
         some = jax.random.randint(count, (), 1, codebooks + 1)
         drop = jax.random.uniform(dropped) < config.dropout
         skip = jax.random.uniform(skipped) < config.unquantized
-        return jnp.where(drop, some, codebooks), ~skip
+        return jnp.where(drop, some, codebooks), ~skip, predict
 
     return RowChoices(*jax.vmap(draw)(jnp.arange(rows)))
 

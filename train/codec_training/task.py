@@ -99,7 +99,7 @@ class CodecTask:
             rows=data.rows,
             seed=self.config.run.seed,
             gain_db=data.gain_db,
-            with_targets=self.config.semantic is not None,
+            with_targets=self.config.semantic is not None or self.config.codebooks.predicted > 0,
             mine=mine,
         )
 

@@ -46,8 +46,9 @@ class WindowSource:
     ) -> None:
         if with_targets and corpus.targets is None:
             raise DataError(
-                "data: semantic training needs targets, and the recordings have none: name .npy "
-                "files in a manifest, or set semantic.targets to teacher"
+                "data: semantic training needs targets (and codebooks.predicted codes), and the "
+                "recordings have none: name .npy files in a manifest, or set semantic.targets to "
+                "teacher"
             )
         self.corpus, self.frames, self.samples_per_frame = corpus, frames, samples_per_frame
         self.samples = frames * samples_per_frame
