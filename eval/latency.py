@@ -104,10 +104,9 @@ unit in its name, GB are 1e9 bytes; null is what the system does not tell):
               (without codec), weights_gb and cache_gb read by a frame, weights_gb_per_s,
               achieved_gb_per_s (both), share_of_bandwidth
     decode    the same spread, for a streamed decode, a frame (…_ms of each frame)
-    memory    of the warm process: rss_gb, rss_peak_gb, anonymous_gb, anonymous_peak_gb (of one
-              session, or what is held at the end, sweeps of rows included, if that is more), and
-              what that is made of: weights_gb (model and codec), caches_gb (of one session,
-              guided) and rest_gb
+    memory    of the warm process once it has streamed one session, before any sweep: rss_gb,
+              rss_peak_gb, anonymous_gb, anonymous_peak_gb, and what that is made of: weights_gb
+              (model and codec), caches_gb (of one session, guided) and rest_gb
     upstream  (with --against) by position "ours" and "theirs" spreads and "ratio"; memory,
               versions, threads
     ratio     (with --against) upstream's median frame time over ours, over all positions' frames

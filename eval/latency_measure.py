@@ -148,6 +148,8 @@ def measure_model(
             report |= ours.call("about")
             say("streaming an utterance")
             report["stream"] = ours.call("stream", frames)
+            # Of one session: what follows adds rows, chunk sizes and their programs.
+            report["memory"] = ours.call("memory")
             if source.folder is not None:
                 report["audible"] = _audible(ours)
             report |= _listening(ours, sweeps, frames)
@@ -162,7 +164,6 @@ def measure_model(
                 times = ours.call("frames", frames + 1)[1:]
                 report["step"][str(position)] = summary(times)
             report["decode"] = summary(ours.call("decode", frames + 1)[1:])
-            report["memory"] = ours.call("memory")
             if against is not None:
                 report |= _against(ours, source, against, positions, against_frames, block, start)
             say("reading memory")

@@ -4,6 +4,9 @@ Pitch is librosa's pYIN (Mauch and Dixon, 2014) in frames of 64 ms every 16 ms a
 declination are taken turn by turn, in semitones about the turn's own median, because speakers
 differ; medians are per speaker. The rate counts words that were spoken, without sounds such as
 ``(laughs)``.
+
+A codec can hum, and where its voices are noisy pitch is found in the hum alone. ``one_tone`` tells:
+recorded speech has 0.2 to 0.4 of its voiced frames within half a semitone, a hum nearly all.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ _VOICED = 32
 #: A pause within speech: quieter than its loud parts by so many dB, for so many seconds.
 DEPTH, SHORTEST = 30.0, 0.15
 
+#: Per cent of the voiced frames within half a semitone from which they are a hum.
+ONE_TONE = 50.0
+
 #: Words from which a take is long enough to drift.
 LONG = 30
 
@@ -48,6 +54,9 @@ class Prosody(Metric):
                mean("drift")),
         Figure("f0_s1", "Hz", "", "median pitch of [S1]", mean("f0_s1")),
         Figure("f0_s2", "Hz", "", "median pitch of [S2]", mean("f0_s2")),
+        Figure("one_tone", "% of voiced", "lower",
+               f"within one half semitone; above {ONE_TONE:g} a take's f0 is a hum's",
+               mean("one_tone")),
         Figure("f0_range", "semitones", "", "10th to 90th percentile of pitch in a turn",
                ratio("range_sum", "turns")),
         Figure("declination", "semitones/s", "", "slope of pitch over a turn",
@@ -105,6 +114,7 @@ class Prosody(Metric):
             "pause_seconds": sum(b - a for a, b in quiet),
             "drift": drift(take),
             "energy_range": _spread(levels[places[voiced]]) if voiced.any() else None,
+            **_commonest(hertz[voiced]),
             **_melody(hertz, times, take.turns() or [Turn("[S1]", start, end)]),
         }
         return {
@@ -113,10 +123,15 @@ class Prosody(Metric):
         }
 
     def failures(self, scores: Scores) -> list[str]:
-        found = scores["drift"]
+        found, reasons = scores["drift"], []
         if found is not None and not 0.75 <= found <= 1.33:
-            return [f"its last third is {found:.2f} × as fast as its first"]
-        return []
+            reasons.append(f"its last third is {found:.2f} × as fast as its first")
+        if (scores["one_tone"] or 0) > ONE_TONE:
+            reasons.append(
+                f"{scores['one_tone']:.0f} % of its pitch is one tone of {scores['tone']:.0f} Hz, "
+                "as of a hum"
+            )
+        return reasons
 
 
 def drift(take: Take) -> float | None:
@@ -154,6 +169,17 @@ def _melody(hertz: np.ndarray, times: np.ndarray, turns: list[Turn]) -> dict[str
         voiced = np.concatenate([np.zeros(0), *by_speaker.get(f"[S{number}]", [])])
         found[f"f0_s{number}"] = float(np.median(voiced)) if len(voiced) else None
     return found
+
+
+def _commonest(hertz: np.ndarray) -> dict[str, float | None]:
+    """Per cent of the voiced frames in the fullest half semitone, and their median in Hz."""
+    if len(hertz) < _VOICED:
+        return {"one_tone": None, "tone": None}
+    semitones = np.sort(12 * np.log2(hertz))
+    inside = np.searchsorted(semitones, semitones + 0.5, side="right") - np.arange(len(hertz))
+    place = int(inside.argmax())
+    tone = 2 ** (np.median(semitones[place : place + inside[place]]) / 12)
+    return {"one_tone": float(100 * inside[place] / len(hertz)), "tone": float(tone)}
 
 
 def _spread(values: np.ndarray) -> float:

@@ -242,6 +242,16 @@ def test_a_falling_pitch_has_a_slope_and_a_range(prosody: Prosody) -> None:
     assert scores["slope_sum"] == pytest.approx(-3, abs=0.2)
     assert scores["range_sum"] == pytest.approx(0.8 * 6, abs=0.4)
     assert prosody.score(make_take(silence(1.0))) is None
+    assert scores["one_tone"] < 20 and prosody.failures(scores) == []
+
+
+def test_a_hum_under_speech_without_a_pitch_is_said_to_be_one(prosody: Prosody) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(2 * RATE)
+    scores = prosody.score(make_take(noise + buzz(2.0, 200, level=-16), words=(word(0.0),)))
+    assert scores is not None and scores["one_tone"] > 90
+    assert scores["tone"] == pytest.approx(200, rel=0.02)
+    (reason,) = prosody.failures(scores)
+    assert f"is one tone of {scores['tone']:.0f} Hz, as of a hum" in reason
 
 
 def test_speeding_up_shows_as_drift(prosody: Prosody) -> None:
@@ -253,9 +263,9 @@ def test_speeding_up_shows_as_drift(prosody: Prosody) -> None:
     assert drift(make_take(buzz(1.0), words=steady[:-1])) is None
     scores = prosody.score(hurried)
     assert scores is not None
-    assert prosody.failures(scores) == [
-        f"its last third is {scores['drift']:.2f} × as fast as its first"
-    ]
+    reasons = prosody.failures(scores)
+    assert reasons[0] == f"its last third is {scores['drift']:.2f} × as fast as its first"
+    assert reasons[1].endswith("as of a hum")  # a buzz has one pitch all along
 
 
 # ------------------------------------------------------------------------------------------ quality
