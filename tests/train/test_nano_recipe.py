@@ -74,6 +74,7 @@ SMALLER = {
         "data.buckets=[]",
         "optimizer.schedule.warmup_steps=10",
     ],
+    "train.predict_codes": [],
     "train.package": [],
     "eval.read_aloud": ["voice.kind=tones", "--quiet"],
     # Those that need nothing which may or may not be installed.
@@ -124,6 +125,8 @@ def test_the_recipe_makes_a_model_that_speaks(workplace: Path) -> None:
         "train.pack",
         "train.pack",
         "train.pretrain",
+        "train.predict_codes",
+        "train.codec",
         "train.package",
         "eval.read_aloud",
         "eval.naturalness",
