@@ -24,7 +24,7 @@ from train.recordings import Recordings
 
 ROOT = Path(__file__).parents[2]
 SPEECH = ROOT / "tests" / "golden" / "speech"
-STEPS = 150
+STEPS = 220
 
 
 def run(*command: str | Path) -> str:
