@@ -42,6 +42,18 @@ def replaceable(out: Path) -> bool:
     return out.is_dir() and ((out / "config.json").is_file() or not any(out.iterdir()))
 
 
+def check_out(out: Path, overwrite: bool, kind: str = "checkpoint") -> None:
+    """Whether a checkpoint may be written to a folder.
+
+    Raises:
+      ConfigError: it exists and is not to be replaced, or is nothing that may be (no ``kind``).
+    """
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out}: exists; choose another folder or pass --overwrite")
+    if out.exists() and not replaceable(out):
+        raise ConfigError(f"{out}: is no {kind}, so it is not replaced; choose another")
+
+
 @click.command(cls=Program, epilog=EXPORT_EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -63,12 +75,7 @@ def main(run: Path, out: Path, step: str | None, overwrite: bool) -> None:
 
     if step not in (None, "best") and not step.isdigit():
         raise ConfigError(f"--step {step!r}: expected a number of steps, or best")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists; choose another folder or pass --overwrite")
-    if out.exists() and not replaceable(out):
-        raise ConfigError(
-            f"{out}: is no exported checkpoint, so it is not replaced; choose another"
-        )
+    check_out(out, overwrite, "exported checkpoint")
     wanted: Any = int(step) if step is not None and step.isdigit() else step
     nested, metadata = load_for_export(run, wanted, parts=("step", "params", "ema", "codebooks"))
     # A task's parameters are a flat dict of dotted names.

@@ -24,7 +24,7 @@ from dia2_jax.errors import ConfigError
 from dia2_jax.typing import ArrayLike
 from train.command import EXPORT_EPILOG, Program, note
 from train.dia2_config import ModelSource
-from train.export import replaceable
+from train.export import check_out
 from train.shapes import read_shape_file
 from train.starting_point import export_model, find_start, fresh_param, initial_params
 
@@ -132,10 +132,7 @@ def main(model: str, shape: Path, out: Path, seed: int, overwrite: bool) -> None
     It computes what it did. More layers, wider MLPs (n_hidden) and more sets of weights for the
     depformer's stages (weights_schedule) are what can be larger.
     """
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists; choose another folder or pass --overwrite")
-    if out.exists() and not replaceable(out):
-        raise ConfigError(f"{out}: is no checkpoint, so it is not replaced; choose another")
+    check_out(out, overwrite)
     start = find_start(ModelSource(start=model))
     wanted = read_shape_file(shape, load_dia2_config, "SHAPE")
     old = checkpoint.flatten_tree(abstract_dia2(start.config)[1])[0]

@@ -29,7 +29,7 @@ from dia2_jax.convert.rules import Table
 from dia2_jax.errors import CheckpointError, ConfigError
 from dia2_jax.generation.defaults import read_defaults, write_defaults
 from train.command import EXPORT_EPILOG, Program, note
-from train.export import replaceable
+from train.export import check_out
 
 CARD = "README.md"
 
@@ -162,10 +162,7 @@ def main(
     Weights in bfloat16, tokenizer, codec, generation defaults and model card: all that
     `dia2-jax generate -m OUT` needs, and nothing else.
     """
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists; choose another folder or pass --overwrite")
-    if out.exists() and not replaceable(out):
-        raise ConfigError(f"{out}: is no checkpoint, so it is not replaced; choose another")
+    check_out(out, overwrite)
     if Path(model).resolve() == out.resolve():
         raise ConfigError(f"{out}: is the model itself; choose another folder")
     sizes = package_model(model, out, mimi=mimi, defaults=defaults, card=card, limit=limit)

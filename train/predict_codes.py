@@ -65,11 +65,10 @@ def predict(
     count = rows * steps
     temperature = jnp.full(count, sampling.temperature, jnp.float32)
     ranks = jnp.full(count, sampling.top_k, jnp.int32)
-    bound = sampling.top_k
 
     def drawn(logits: Array, book: int) -> Array:
         keys = jax.random.split(jax.random.fold_in(key, book), count)
-        return draw(logits, temperature, ranks, keys, bound)
+        return draw(logits, temperature, ranks, keys, sampling.top_k)
 
     stages = model.config.data.codebooks - 1
     codes = jnp.zeros((count, stages + 1), jnp.int32)
