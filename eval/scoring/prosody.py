@@ -6,7 +6,7 @@ differ; medians are per speaker. The rate counts words that were spoken, without
 ``(laughs)``.
 
 A codec can hum, and where its voices are noisy pitch is found in the hum alone. ``one_tone`` tells:
-recorded speech has 0.2 to 0.4 of its voiced frames within half a semitone, a hum nearly all.
+a voice moves, so only some of its voiced frames lie within half a semitone; of a hum nearly all.
 """
 
 from __future__ import annotations
