@@ -56,10 +56,10 @@ time; drawn from a seed, the same every time. Definitions, as in the field's str
 With ``--outside N`` a stopwatch that knows nothing of the inside holds the report to account: this
 program starts ``dia2-jax stream --raw`` as a client would, waits for "ready" on its terminal,
 writes text into one pipe and times the samples in the other (`eval.latency_stopwatch`), in turns
-with the same takes inside; they should agree within 10 %, or 2 ms for the first chunk, which is
-argued there. What is listened to inside is delivered as a command does it: the session has waited
-for its text, and a chunk counts when it was written into a pipe that another process reads. More
-runs say more; this is the shortest command that compares the two:
+with the same takes inside, each first as often as second; they should agree within 10 %. Runs are
+added, up to four times N, until each difference is known to within 5 points. What is listened to
+inside is delivered as a command does it: the session has waited for its text, and a chunk counts
+when it was written into a pipe that another process reads. The shortest command that compares them:
 
     python -m eval.latency --config nano --cadences none --chunks none --rows none --outside 9
 
@@ -98,7 +98,9 @@ unit in its name, GB are 1e9 bytes; null is what the system does not tell):
     outside   cold_start_s and warm_start_s (process start to "ready", without and with compiled
               programs on disk), runs; first_playable_ms, first_audible_ms, last_chunk_ms,
               x_realtime: inside and outside (medians), ratios (outside over inside, each run),
-              difference (median ratio - 1), agrees; largest_difference, agrees (all of them);
+              difference (median ratio - 1), low and high (its 95 % interval), agrees;
+              largest_difference, agrees (all of them), known (all intervals are narrow), doubtful
+              (not agreeing, but within the intervals);
               command_says_first_playable_ms (the command's own --json, to its write)
     step      by position: p25_ms p50_ms p75_ms p95_ms p99_ms min_ms max_ms count, x_realtime
               (without codec), weights_gb and cache_gb read by a frame, weights_gb_per_s,
@@ -230,8 +232,9 @@ _POSITIONS = _listed("steps separated by commas, for example 100,1400", int)
     "--outside",
     type=click.IntRange(min=0, max=150),
     metavar="RUNS",
-    show_default="3 of a checkpoint, 0 of a shape",
-    help="Runs of `dia2-jax stream` timed from outside; 0 for none.",
+    show_default="5 of a checkpoint, 0 of a shape",
+    help="Runs of `dia2-jax stream` timed from outside, up to 4 times as many if they differ much; "
+    "0 for none.",
 )
 @click.option("--codec", is_flag=True, help="Time the codec alone.")
 @click.option("--seconds", type=Finite(min=0.7), default=10.0, help="Take of the codec.")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.latency_stopwatch import BAR
+from eval.latency_stopwatch import verdict
 from eval.page import render
 
 #: Share of the processors that other programs may take before a report warns.
@@ -148,16 +148,17 @@ def _tables(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         side: {k: v[part] for k, v in outside.items() if isinstance(v, Mapping)}
         for side, part in (
             ("inside", "inside"), ("outside", "outside"), ("difference, of 1", "difference"),
+            ("from", "low"), ("to (95 %)", "high"),
         )
     }  # fmt: skip
-    verdict = "agree" if outside.get("agrees") else "do NOT agree"
+    stopwatch = f"Outside stopwatch: {verdict(outside)}" if outside else "Outside stopwatch"
     return [
         _table("How text arrives", report.get("cadences", {}), _HEARD),
         _table("Frames in a chunk", report.get("chunks", {}), _HEARD),
         _table("Batch rows", report.get("rows", {}), _ROWS),
         _table("Frames at a position", report["step"], _STEP),
         _table("Start", {k: report[k] for k in ("cold", "warm")}, _START),
-        _table(f"Outside stopwatch: both {verdict} {BAR}", sides, _OUTSIDE),
+        _table(stopwatch, sides, _OUTSIDE),
         _table("Memory", {"of the process": report["memory"]}, _MEMORY),
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from eval.latency_curves import draw
 from eval.latency_page import BUSY, page
-from eval.latency_stopwatch import BAR
+from eval.latency_stopwatch import verdict
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -195,13 +195,13 @@ def _stopwatch(outside: Mapping[str, Any]) -> list[list[str]]:
         "x_realtime": "× real time",
     }
     found = [
-        f"{label} {one['outside']:.4g} ({one['difference']:+.1%})"
+        f"{label} {one['outside']:.4g} ({one['difference']:+.1%}, {one['low']:+.1%} to "
+        f"{one['high']:+.1%})"
         for name, label in labels.items()
         if (one := outside[name]) is not None
     ]
-    verdict = f"{'agrees' if outside['agrees'] else 'DOES NOT AGREE'} {BAR}"
     return [
-        ["outside stopwatch", *found, f"{outside['runs']} runs", verdict],
+        ["outside stopwatch", *found, f"{outside['runs']} runs", verdict(outside)],
         [
             "process to ready",
             f"cold {outside['cold_start_s']:.1f} s, warm {outside['warm_start_s']:.1f} s",

@@ -28,20 +28,15 @@ from eval.latency_process import MeasurementError
 
 _BYTES_PER_SAMPLE = 2
 _READ_BYTES = 65_536
-#: How far inside and outside may be apart, as a share ...
+#: How far inside and outside may be apart, as a share.
 TOLERANCE = 0.10
-#: ... and in milliseconds, for the first chunk and what is first heard. Before it the text goes
-#: through a pipe and two sleeping threads of the command, and after it the client wakes; with all
-#: cores computing, each of the three may wait for a slice of the scheduler (0.75 to 3 ms on Linux,
-#: by version and cores). No clock inside can see that, and no model makes it smaller: it matters
-#: where a first chunk takes some 20 ms or less, as nano's does, and is nothing beside the share of
-#: any other. The pace has no such allowance: a client that takes a tenth of it would be heard.
-ALLOWED_MS = 2.0
-#: Both, to be read.
-BAR = f"within {TOLERANCE:.0%}, or {ALLOWED_MS:g} ms for the first chunk"
+#: How well a difference must be known: runs are added while half its interval is wider.
+PRECISION = 0.05
+#: At most so many times the runs that were asked for.
+MOST = 4
 #: What both sides measure.
 COMPARED = ("first_playable_ms", "first_audible_ms", "last_chunk_ms", "x_realtime")
-_OF_FIRST = ("first_playable_ms", "first_audible_ms")
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -262,9 +257,11 @@ def agreement(inside: Sequence[Take], outside: Sequence[Take]) -> dict[str, Any]
 
     Returns:
       For each of ``COMPARED`` inside and outside (medians), ratios (outside over inside, each
-      run), difference (the median ratio - 1) and agrees, or None if no run has the figure; and
-      ``largest_difference``, ``agrees`` (all within ``TOLERANCE``, those of the first chunk or
-      within ``ALLOWED_MS``).
+      run), difference (the median ratio - 1), low and high (its 95 % interval, a bootstrap over
+      runs) and agrees (within ``TOLERANCE``), or None if no run has the figure; and
+      ``largest_difference``, ``agrees`` (all of them), ``known`` (half of every interval is at
+      most ``PRECISION``) and ``doubtful`` (not agreeing, but every interval reaches into
+      ``TOLERANCE``).
     """
     found: dict[str, Any] = {}
     pairs = [(compared(one), compared(other)) for one, other in zip(inside, outside, strict=True)]
@@ -273,19 +270,39 @@ def agreement(inside: Sequence[Take], outside: Sequence[Take]) -> dict[str, Any]
         if not values:
             found[name] = None
             continue
-        ratios = [b / a for a, b in values]
-        apart = float(np.median([abs(b - a) for a, b in values]))
+        ratios = np.array([b / a for a, b in values])
+        drawn = np.random.default_rng(0).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
+        low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975]) - 1
         difference = float(np.median(ratios)) - 1
         found[name] = {
             "inside": float(np.median([a for a, _ in values])),
             "outside": float(np.median([b for _, b in values])),
-            "ratios": ratios,
+            "ratios": ratios.tolist(),
             "difference": difference,
-            "agrees": abs(difference) <= TOLERANCE or (name in _OF_FIRST and apart <= ALLOWED_MS),
+            "low": float(low),
+            "high": float(high),
+            "agrees": abs(difference) <= TOLERANCE,
         }
     known = [found[name] for name in COMPARED if found[name]]
+    agrees = bool(known) and all(one["agrees"] for one in known)
     return {
         **found,
         "largest_difference": max((abs(one["difference"]) for one in known), default=None),
-        "agrees": bool(known) and all(one["agrees"] for one in known),
+        "agrees": agrees,
+        "known": all((one["high"] - one["low"]) / 2 <= PRECISION for one in known),
+        "doubtful": bool(known)
+        and not agrees
+        and all(one["low"] <= TOLERANCE and one["high"] >= -TOLERANCE for one in known),
     }
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """What an :func:`agreement` comes to, in words."""
+    if found["agrees"]:
+        return f"agrees within {TOLERANCE:.0%}"
+    if found["doubtful"]:
+        return (
+            f"NOT KNOWN to agree within {TOLERANCE:.0%}: its runs differ too much among "
+            "themselves; measure on a quieter machine, or ask for more"
+        )
+    return f"DOES NOT AGREE within {TOLERANCE:.0%}"

@@ -147,8 +147,10 @@ def test_the_page_of_latency_has_curves_units_and_directions() -> None:
         "step": {"100": {**spread, "x_realtime": 1.5}}, "cold": {"load_s": 1.0}, "warm": {},
         "memory": {"rss_gb": None},
         "outside": {
-            "agrees": False, "runs": 3,
-            "x_realtime": {"inside": 2.0, "outside": 1.5, "difference": -0.25},
+            "agrees": False, "doubtful": False, "runs": 3,
+            "x_realtime": {
+                "inside": 2.0, "outside": 1.5, "difference": -0.25, "low": -0.3, "high": -0.2,
+            },
         },
     }  # fmt: skip
     text = latency_page.page(report, "as <told>", b"png")
@@ -161,8 +163,8 @@ def test_the_page_of_latency_has_curves_units_and_directions() -> None:
     assert "first audible sample, p50" not in rows  # nobody heard any
     assert rows["first chunk"] == ["ms", "lower", "123"]
     assert rows["loading"] == ["s", "lower", "1", "–"]
-    assert rows["speed"] == ["× real time", "higher", "2", "1.5", "-0.25"]
-    assert "do NOT agree" in text and "NOT AN IDLE" not in text
+    assert rows["speed"] == ["× real time", "higher", "2", "1.5", "-0.25", "-0.3", "-0.2"]
+    assert "DOES NOT AGREE" in text and "NOT AN IDLE" not in text
     # Of a codec there is what the terminal shows.
     machine["others_cpu_share"] = 0.5
     codec = latency_page.page({**report, "take": {}}, "words", None)
