@@ -7,6 +7,7 @@ T     time: frames, steps or latent steps      W     waveform samples
 S     cache slots                              N     query heads
 D, F  input / output features                  K     key-value heads
 H     head dimension                           G     query heads per key-value head
+L     layers
 ====  =======================================  ====  ==============================
 """
 

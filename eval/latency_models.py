@@ -201,16 +201,12 @@ def frame_cache_bytes(
 ) -> int:
     """Bytes of decoder cache that the frame at ``position`` reads, for both guidance rows.
 
-    Whole blocks are read, up to the one that holds the position; of an int8 cache a whole piece
-    with its scales.
+    Whole blocks are read, up to the one that holds the position; of an int8 cache with its scales.
     """
-    from dia2_jax.nn.attention import BLOCK
-    from dia2_jax.nn.int8_cache import pieces
+    from dia2_jax.nn import attention, int8_cache
 
     shape = config.model.decoder
-    slots = -(-(position + 1) // BLOCK) * BLOCK
-    if int8:
-        allocated = -(-(config.runtime.max_context_steps + 1) // BLOCK) * BLOCK
-        slots = next(end for end in pieces(allocated) if end > position)
+    block = int8_cache.BLOCK if int8 else attention.BLOCK
+    slots = -(-(position + 1) // block) * block
     a_slot = shape.gqa_head_dim + 4 if int8 else shape.gqa_head_dim * itemsize
     return 2 * 2 * shape.n_layer * slots * shape.kv_heads * a_slot

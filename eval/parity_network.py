@@ -102,8 +102,8 @@ def _depformer_stages(golden: Golden, arrays: dict[str, np.ndarray]) -> np.ndarr
     @functools.partial(jax.jit, static_argnames="weight_set")
     def run(params, stage, previous, hidden, main, second, cache, *, weight_set):
         depformer = nnx.merge(programs.graph, params).depformer
-        condition, text = depformer.condition(hidden, weight_set), depformer.text(main, second)
-        return depformer.step(stage, weight_set, previous, condition, text, cache)
+        conditions, text = depformer.conditions(hidden), depformer.text(main, second)
+        return depformer.step(stage, weight_set, previous, conditions, text, cache)
 
     cache = programs.model().depformer.init_cache(len(hidden))
     logits = []

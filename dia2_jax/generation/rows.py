@@ -7,6 +7,7 @@ aligned frames that are complete.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -19,15 +20,13 @@ from dia2_jax.generation.machine import QueueBuilder, TextQueue, from_spec
 from dia2_jax.generation.prefix import PrefixPlan, WarmUp, warm_up
 from dia2_jax.generation.sampling import RowSettings, rank_bound
 from dia2_jax.generation.settings import GenerationConfig
+from dia2_jax.generation.state import NO_CACHE, GenerationState, initial_rows, initial_state
 from dia2_jax.generation.step import (
     FrameOutput,
     FrameTrace,
-    GenerationState,
     Programs,
     StepOptions,
     compiled_ready,
-    initial_rows,
-    initial_state,
 )
 from dia2_jax.model.delays import delay
 from dia2_jax.text.machine import Machine
@@ -224,18 +223,16 @@ class Rows:
         self.model = programs.config
         self._configs, self._seeds = list(configs), list(seeds)
 
-        def row(config: GenerationConfig, plan: PrefixPlan | None) -> Row:
-            return Row(
-                self.model,
-                tokenizer,
-                config,
-                plan,
-                frame_rate=frame_rate,
-                split_sound_tags=split_sound_tags,
-            )
-
-        self._new_row = row
-        self.rows = [row(*each) for each in zip(configs, plans, strict=True)]
+        # Not a function of this method's: it would hold its batch, caches and all, for as long as
+        # nobody collects cycles.
+        self._new_row = functools.partial(
+            Row,
+            self.model,
+            tokenizer,
+            frame_rate=frame_rate,
+            split_sound_tags=split_sound_tags,
+        )
+        self.rows = [self._new_row(*each) for each in zip(configs, plans, strict=True)]
         self._settings = RowSettings.of(self._configs)
         self.options = StepOptions(
             ids=tokenizer.ids,
@@ -400,6 +397,6 @@ def _edited(state: GenerationState, edit: Callable[[GenerationState], None]) -> 
     On the host, where nothing has to be compiled. The caches stay where they are.
     """
     # Keys are no numbers; whatever takes their place is not looked at.
-    small = jax.tree.map(np.array, replace(state, cache=(), keys=state.frame))
+    small = jax.tree.map(np.array, replace(state, cache=NO_CACHE, keys=state.frame))
     edit(small)
     return replace(jax.tree.map(jax.device_put, small), cache=state.cache, keys=state.keys)

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from dia2_jax.config import MimiConfig
 from dia2_jax.nn.linear import Linear
 from dia2_jax.nn.norm import LayerNorm
+from dia2_jax.nn.one_of import in_turn
 from dia2_jax.nn.rope import inverse_frequencies, rotate
 from dia2_jax.typing import Array, Bool, Float, Int
 
@@ -71,11 +72,11 @@ class TransformerState:
 
     Attributes:
       position: steps fed so far, by row.
-      rings: one a layer.
+      rings: of all layers, each field with an axis of L layers after the rows.
     """
 
     position: Int[Array, " B"]
-    rings: tuple[Ring, ...]
+    rings: Ring
 
 
 def _attend(
@@ -262,7 +263,6 @@ class Transformer(nnx.Module):
     def __init__(
         self, config: MimiConfig, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ) -> None:
-        # Unrolled: stacked weights under a scan are copied slice by slice on the CPU.
         self.layers = nnx.List(
             TransformerLayer(config, param_dtype=param_dtype, rngs=rngs)
             for _ in range(config.num_hidden_layers)
@@ -277,17 +277,28 @@ class Transformer(nnx.Module):
 
     def init_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> TransformerState:
         """An empty past for ``batch`` streams."""
+        rings = [layer.attention.init_ring(batch, dtype) for layer in self.layers]
         return TransformerState(
             position=jnp.zeros((batch,), jnp.int32),
-            rings=tuple(layer.attention.init_ring(batch, dtype) for layer in self.layers),
+            rings=jax.tree.map(lambda *each: jnp.stack(each, axis=1), *rings),
         )
 
     def step(
         self, x: Float[Array, "B T D"], state: TransformerState
     ) -> tuple[Float[Array, "B T D"], TransformerState]:
         """The next T steps of every row."""
-        rings = []
-        for layer, ring in zip(self.layers, state.rings, strict=True):
+
+        def run(
+            number: int | Array, layer: TransformerLayer, carry: tuple[Array, Ring]
+        ) -> tuple[Array, Ring]:
+            x, rings = carry
+            ring = jax.tree.map(
+                lambda held: lax.dynamic_index_in_dim(held, number, 1, keepdims=False), rings
+            )
             x, ring = layer.step(x, ring, state.position)
-            rings.append(ring)
-        return x, TransformerState(position=state.position + x.shape[1], rings=tuple(rings))
+            return x, jax.tree.map(
+                lambda held, new: lax.dynamic_update_index_in_dim(held, new, number, 1), rings, ring
+            )
+
+        x, rings = in_turn(self.layers, run, (x, state.rings))
+        return x, TransformerState(position=state.position + x.shape[1], rings=rings)

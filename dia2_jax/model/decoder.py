@@ -12,12 +12,13 @@ from dia2_jax.nn.attention import KVCache, attend, attend_cache
 from dia2_jax.nn.int8_cache import Int8Cache, nearest
 from dia2_jax.nn.linear import Embedding, Linear
 from dia2_jax.nn.norm import RMSNorm
+from dia2_jax.nn.one_of import in_turn
 from dia2_jax.nn.remat import rematerialised
 from dia2_jax.nn.rope import inverse_frequencies, rotate
 from dia2_jax.sharding import constrain
 from dia2_jax.typing import Array, Float, Int
 
-#: What a layer remembers of the positions before: of an int8 model the second.
+#: What the layers remember of the positions before: of an int8 model the second.
 Cache = KVCache | Int8Cache
 
 # Per-head RMS normalisation of queries and keys takes the place of 1 / sqrt(H).
@@ -94,17 +95,15 @@ class DecoderAttention(nnx.Module):
     def step(
         self,
         x: Float[Array, "B D"],
+        layer: int | Int[Array, ""],
         position: Int[Array, " B"],
         index: Int[Array, " B"],
         cache: Cache,
     ) -> tuple[Float[Array, "B D"], Cache]:
-        """One position a row, whose key and value go to slot ``index[b]``."""
+        """One position a row of layer ``layer``; its key and value go to slot ``index[b]``."""
         query, keys, values = (y[:, 0] for y in self._heads(x[:, None], position[:, None]))
-        if isinstance(cache, Int8Cache):
-            narrow = cache.write_step(keys, values, index)
-            return self._merge(narrow.attend(query, index + 1, scale=_SCALE)), narrow
-        cache = cache.write_step(keys, values, index)
-        out = attend_cache(query, cache, index + 1, scale=_SCALE)
+        cache = cache.write_step(layer, keys, values, index)
+        out = attend_cache(query, cache, layer, index + 1, scale=_SCALE)
         return self._merge(out), cache
 
     def _merge(self, out: Array) -> Array:
@@ -149,11 +148,12 @@ class DecoderLayer(nnx.Module):
     def step(
         self,
         x: Float[Array, "B D"],
+        layer: int | Int[Array, ""],
         position: Int[Array, " B"],
         index: Int[Array, " B"],
         cache: Cache,
     ) -> tuple[Float[Array, "B D"], Cache]:
-        attended, cache = self.attn.step(self.pre_norm(x), position, index, cache)
+        attended, cache = self.attn.step(self.pre_norm(x), layer, position, index, cache)
         x = x + attended
         return x + self.mlp(self.post_norm(x)), cache
 
@@ -205,14 +205,11 @@ class Decoder(nnx.Module):
             shape.n_embd, data.audio_vocab_size, param_dtype=param_dtype, rngs=rngs
         )
 
-    def init_cache(self, batch: int, slots: int) -> tuple[Cache, ...]:
-        """An empty cache of at least ``slots`` positions for every layer."""
+    def init_cache(self, batch: int, slots: int) -> Cache:
+        """An empty cache of at least ``slots`` positions of every layer."""
         shape = self.config.model.decoder
-        size = (batch, shape.kv_heads, slots, shape.gqa_head_dim)
-        return tuple(
-            Int8Cache.empty(*size) if self.int8 else KVCache.empty(*size, self.dtype)
-            for _ in range(shape.n_layer)
-        )
+        size = (batch, shape.n_layer, shape.kv_heads, slots, shape.gqa_head_dim)
+        return Int8Cache.empty(*size) if self.int8 else KVCache.empty(*size, self.dtype)
 
     def __call__(
         self, tokens: Int[Array, "B C T"], positions: Int[Array, "B T"] | None = None
@@ -223,21 +220,20 @@ class Decoder(nnx.Module):
     def prefill(
         self,
         tokens: Int[Array, "B C T"],
-        cache: tuple[Cache, ...] | None,
+        cache: Cache | None,
         positions: Int[Array, "B T"] | None = None,
-    ) -> tuple[DecoderOutput, tuple[Cache, ...] | None]:
+    ) -> tuple[DecoderOutput, Cache | None]:
         """The whole-sequence forward that also fills slots 0 to T - 1 of a cache."""
         batch, _, steps = tokens.shape
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(steps), (batch, steps))
         x = constrain(self._embed(tokens.swapaxes(1, 2)), "B T D")
-        filled = []
         for index, layer in enumerate(self.layers):
             x, (keys, values) = rematerialised(layer, self.remat)(x, positions)
             x = constrain(x, "B T D")
             if cache is not None:
-                filled.append(cache[index].write_prefix(keys, values))
-        return self._heads(x), None if cache is None else tuple(filled)
+                cache = cache.write_prefix(index, keys, values)
+        return self._heads(x), cache
 
     def states(self, tokens: Int[Array, "B C T"]) -> Float[Array, "L B T D"]:
         """What flows between the layers, to look at: the embedding, then each layer's output."""
@@ -253,8 +249,8 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "B C"],
         position: Int[Array, " B"],
         index: Int[Array, " B"],
-        cache: tuple[Cache, ...],
-    ) -> tuple[DecoderOutput, tuple[Cache, ...]]:
+        cache: Cache,
+    ) -> tuple[DecoderOutput, Cache]:
         """One frame a row.
 
         Args:
@@ -262,14 +258,17 @@ class Decoder(nnx.Module):
           position: rotary position of the row.
           index: cache slot of the row; it runs ahead of ``position`` by one after a prefix that
             was warmed up as upstream does.
-          cache: one entry a layer.
+          cache: of the positions before.
         """
-        x = self._embed(tokens)
-        caches = []
-        for layer, entry in zip(self.layers, cache, strict=True):
-            x, entry = layer.step(x, position, index, entry)
-            caches.append(entry)
-        return self._heads(x), tuple(caches)
+
+        def run(
+            number: int | Array, layer: DecoderLayer, carry: tuple[Array, Cache]
+        ) -> tuple[Array, Cache]:
+            x, cache = carry
+            return layer.step(x, number, position, index, cache)
+
+        x, cache = in_turn(self.layers, run, (self._embed(tokens), cache))
+        return self._heads(x), cache
 
     def _embed(self, tokens: Int[Array, "*B C"]) -> Float[Array, "*B D"]:
         x = self.text_embed(tokens[..., 0], tokens[..., 1]).astype(self.dtype)

@@ -6,6 +6,7 @@ of weight set ``schedule[s]``; the MLP, the norms and the rest are shared by all
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from dia2_jax.model.layers import GatedMLP, MultiStreamEmbedding
 from dia2_jax.nn.attention import attend
 from dia2_jax.nn.linear import Embedding, Linear
 from dia2_jax.nn.norm import RMSNorm
+from dia2_jax.nn.one_of import one_of
+from dia2_jax.nn.platform import on_cpu
 from dia2_jax.nn.remat import rematerialised
 from dia2_jax.nn.rope import inverse_frequencies, rotate
 from dia2_jax.sharding import constrain
@@ -40,9 +43,12 @@ class DepthCache:
 
 @dataclass(frozen=True)
 class StageRun:
-    """Consecutive stages ``start`` to ``stop - 1`` that share weight set ``weight_set``."""
+    """Consecutive stages ``start`` to ``stop - 1``, and the weight set of them all.
 
-    weight_set: int
+    It is None where they have several, and each is looked up as the program runs.
+    """
+
+    weight_set: int | None
     start: int
     stop: int
 
@@ -50,7 +56,7 @@ class StageRun:
 def stage_runs(schedule: tuple[int, ...]) -> tuple[StageRun, ...]:
     """The schedule as runs of equal weight sets, in order.
 
-    A compiled frame loops inside a run, so its size grows with the runs and not with the stages.
+    A frame loops inside a run, so that its program grows with the runs and not with the stages.
     """
     runs: list[StageRun] = []
     for stage, index in enumerate(schedule):
@@ -59,6 +65,14 @@ def stage_runs(schedule: tuple[int, ...]) -> tuple[StageRun, ...]:
         else:
             runs.append(StageRun(index, stage, stage + 1))
     return tuple(runs)
+
+
+def _of_set(linears: nnx.Dict, weight_set: int | Array) -> Linear:
+    """The Linear of a weight set: its number, or while a program runs its place among them."""
+    if isinstance(weight_set, int):
+        found: Linear = linears[str(weight_set)]
+        return found
+    return one_of([linears[key] for key in sorted(linears, key=int)], weight_set)
 
 
 def _per_set(
@@ -93,9 +107,9 @@ class DepformerAttention(nnx.Module):
         self.k_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
 
     def _heads(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], weight_set: int
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], weight_set: int | Array
     ) -> tuple[Array, Array, Array]:
-        fused = self.in_proj[str(weight_set)](x)
+        fused = _of_set(self.in_proj, weight_set)(x)
         split = fused.reshape(*x.shape[:-1], 3, self.heads, self.head_dim).astype(self.dtype)
         query, keys, values = (split[..., part, :, :] for part in range(3))
         query, keys = self.q_norm(query), self.k_norm(keys)
@@ -108,7 +122,11 @@ class DepformerAttention(nnx.Module):
         return query, keys, values
 
     def step(
-        self, x: Float[Array, "B D"], stage: Int[Array, ""], weight_set: int, cache: DepthCache
+        self,
+        x: Float[Array, "B D"],
+        stage: Int[Array, ""],
+        weight_set: int | Array,
+        cache: DepthCache,
     ) -> tuple[Float[Array, "B D"], DepthCache]:
         """Stage ``stage`` of a frame, attending to itself and the stages before."""
         positions = jnp.broadcast_to(stage, (x.shape[0], 1))
@@ -119,7 +137,7 @@ class DepformerAttention(nnx.Module):
         )
         mask = (jnp.arange(cache.keys.shape[1]) <= stage)[None, None]
         out = attend(query, cache.keys, cache.values, mask, scale=_SCALE)
-        merged = self.out_proj[str(weight_set)](out.reshape(x.shape[0], -1))
+        merged = _of_set(self.out_proj, weight_set)(out.reshape(x.shape[0], -1))
         return merged.astype(self.dtype), cache
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -173,7 +191,11 @@ class DepformerLayer(nnx.Module):
         )
 
     def step(
-        self, x: Float[Array, "B D"], stage: Int[Array, ""], weight_set: int, cache: DepthCache
+        self,
+        x: Float[Array, "B D"],
+        stage: Int[Array, ""],
+        weight_set: int | Array,
+        cache: DepthCache,
     ) -> tuple[Float[Array, "B D"], DepthCache]:
         attended, cache = self.self_attention.step(self.pre_norm(x), stage, weight_set, cache)
         x = x + attended
@@ -240,9 +262,18 @@ class Depformer(nnx.Module):
         empty = jnp.zeros((batch, self.stages, shape.kv_heads, shape.gqa_head_dim), self.dtype)
         return tuple(DepthCache(keys=empty, values=empty) for _ in self.layers)
 
-    def condition(self, hidden: Float[Array, "B D"], weight_set: int) -> Float[Array, "B D"]:
-        """The decoder's state as the stages of one weight set read it."""
-        return self.depformer_in[str(weight_set)](hidden).astype(self.dtype)
+    def runs(self) -> tuple[StageRun, ...]:
+        """What a frame loops over: all stages where a choice costs nothing, else equal ones."""
+        if on_cpu() and self.stages:
+            return (StageRun(None, 0, self.stages),)
+        return stage_runs(self.config.schedule)
+
+    def conditions(self, hidden: Float[Array, "B D"]) -> dict[int, Float[Array, "B D"]]:
+        """The decoder's state as the stages of each weight set read it."""
+        return {
+            index: self.depformer_in[str(index)](hidden).astype(self.dtype)
+            for index in sorted(set(self.config.schedule))
+        }
 
     def text(self, main: Int[Array, " B"], second: Int[Array, " B"]) -> Float[Array, "B D"] | None:
         """What stage 0 reads of the frame's text tokens, if the model has a text embedding.
@@ -256,19 +287,19 @@ class Depformer(nnx.Module):
     def step(
         self,
         stage: int | Int[Array, ""],
-        weight_set: int,
+        weight_set: int | None,
         previous: Int[Array, " B"],
-        condition: Float[Array, "B D"],
+        conditions: Mapping[int, Float[Array, "B D"]],
         text: Float[Array, "B D"] | None,
         cache: tuple[DepthCache, ...],
     ) -> tuple[Float[Array, "B V"], tuple[DepthCache, ...]]:
         """One stage of one frame.
 
         Args:
-          stage: 0 to C - 2, may be traced inside a run of :func:`stage_runs`.
-          weight_set: ``schedule[stage]``, static.
+          stage: 0 to C - 2, may be traced inside a run of :meth:`runs`.
+          weight_set: of that run.
           previous: code of codebook ``stage``.
-          condition: :meth:`condition` of the frame under ``weight_set``.
+          conditions: :meth:`conditions` of the frame.
           text: :meth:`text` of the frame.
           cache: the stages before; :meth:`init_cache` at stage 0.
 
@@ -281,12 +312,18 @@ class Depformer(nnx.Module):
         embedded = embedded.astype(self.dtype)
         if text is not None:
             embedded = embedded + jnp.where(stage == 0, text, 0)
+        if weight_set is None:
+            places = [sorted(conditions).index(each) for each in self.config.schedule]
+            chosen: int | Array = jnp.asarray(places)[stage]
+            condition = jnp.stack([conditions[index] for index in sorted(conditions)])[chosen]
+        else:
+            chosen, condition = weight_set, conditions[weight_set]
         x = condition + embedded
         caches = []
         for layer, entry in zip(self.layers, cache, strict=True):
-            x, entry = layer.step(x, stage, weight_set, entry)
+            x, entry = layer.step(x, stage, chosen, entry)
             caches.append(entry)
-        logits = lax.switch(stage, [head for head in self.logits], self.norm(x))
+        logits = one_of(self.logits, stage)(self.norm(x))
         return logits[:, : self.vocabulary], tuple(caches)
 
     def __call__(
@@ -308,13 +345,13 @@ class Depformer(nnx.Module):
         if not self.stages:  # a model of codebook 0 alone
             return jnp.zeros((previous.shape[0], 0, self.vocabulary), jnp.float32)
         columns = []
-        projected = {index: self.condition(hidden, index) for index in set(self.config.schedule)}
+        conditions = self.conditions(hidden)
         for stage, index in enumerate(self.config.schedule):
             embedded = self.audio_embeds[stage](previous[:, stage]).astype(self.dtype)
             spelled = self.text(*text)
             if stage == 0 and spelled is not None:
                 embedded = embedded + spelled
-            columns.append(projected[index] + embedded)
+            columns.append(conditions[index] + embedded)
         x = constrain(jnp.stack(columns, axis=1), "B C D")
         for layer in self.layers:
             x = constrain(rematerialised(layer, self.remat)(x), "B C D")

@@ -6,6 +6,8 @@ softmax are float32.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -15,7 +17,7 @@ from jax.typing import DTypeLike
 from dia2_jax.nn.linear import exact
 from dia2_jax.typing import Array, Bool, Float, Int
 
-#: Cache slots attended at a time. A cache is a whole number of blocks long.
+#: Slots of a :class:`KVCache` attended at a time.
 BLOCK = 128
 
 #: Score of what is not attended. Large and finite: a fully masked block must not turn
@@ -23,36 +25,90 @@ BLOCK = 128
 MASKED = -1e30
 
 
+class StepCache(Protocol):
+    """What a step attends over: keys and values of all layers, some slots at a time."""
+
+    @property
+    def block(self) -> int:
+        """Slots attended at a time; a cache is a whole number of them long."""
+        ...
+
+    @property
+    def kv_heads(self) -> int: ...
+
+    def ask(self, query: Float[Array, "B K G H"]) -> Any:
+        """The query as :meth:`scores` reads it, made once for all blocks."""
+        ...
+
+    def scores(
+        self, asked: Any, layer: int | Int[Array, ""], start: Int[Array, ""]
+    ) -> Float[Array, "B K G S"]:
+        """float32 products with the keys of the block at slot ``start``."""
+        ...
+
+    def weighted(
+        self, weights: Float[Array, "B K G S"], layer: int | Int[Array, ""], start: Int[Array, ""]
+    ) -> Float[Array, "B K G H"]:
+        """float32 sum of the values of the block at slot ``start``."""
+        ...
+
+
+def block_of(
+    held: Float[Array, "B L ..."],
+    layer: int | Int[Array, ""],
+    start: Int[Array, ""],
+    size: int,
+    *,
+    axis: int,
+) -> Float[Array, "B ..."]:
+    """``size`` slots from ``start`` of a layer; ``axis`` is the axis of slots in ``held``."""
+    sizes, starts = list(held.shape), [jnp.zeros((), jnp.int32)] * held.ndim
+    sizes[1], sizes[axis] = 1, size
+    starts[1], starts[axis] = jnp.asarray(layer, jnp.int32), jnp.asarray(start, jnp.int32)
+    return lax.squeeze(lax.dynamic_slice(held, starts, sizes), [1])
+
+
 @struct.dataclass
 class KVCache:
-    """Keys and values of one layer; slot s of row b counts once ``s < length[b]``.
+    """Keys and values of all layers; slot s of row b counts once ``s < length[b]``.
 
     Both lie as the products of a step read them fastest on a CPU.
 
     Attributes:
-      keys: ``[B, K, H, S]``, S a multiple of ``BLOCK``.
-      values: ``[B, K, S, H]``.
+      keys: ``[B, L, K, H, S]``, S a multiple of ``BLOCK``.
+      values: ``[B, L, K, S, H]``.
     """
 
-    keys: Float[Array, "B K H S"]
-    values: Float[Array, "B K S H"]
+    keys: Float[Array, "B L K H S"]
+    values: Float[Array, "B L K S H"]
 
     @classmethod
-    def empty(cls, batch: int, heads: int, slots: int, head_dim: int, dtype: DTypeLike) -> KVCache:
+    def empty(
+        cls, batch: int, layers: int, heads: int, slots: int, head_dim: int, dtype: DTypeLike
+    ) -> KVCache:
         """A cache of at least ``slots`` slots, rounded up to whole blocks."""
         slots = -(-slots // BLOCK) * BLOCK
         return cls(
-            keys=jnp.zeros((batch, heads, head_dim, slots), dtype),
-            values=jnp.zeros((batch, heads, slots, head_dim), dtype),
+            keys=jnp.zeros((batch, layers, heads, head_dim, slots), dtype),
+            values=jnp.zeros((batch, layers, heads, slots, head_dim), dtype),
         )
+
+    @property
+    def block(self) -> int:
+        return BLOCK
+
+    @property
+    def kv_heads(self) -> int:
+        return self.keys.shape[2]
 
     def write_step(
         self,
+        layer: int | Int[Array, ""],
         keys: Float[Array, "B K H"],
         values: Float[Array, "B K H"],
         index: Int[Array, " B"],
     ) -> KVCache:
-        """Put one step of every row at that row's own slot.
+        """Put one step of a layer at every row's own slot.
 
         One update a row: a vmapped update becomes a scatter, which XLA's CPU backend runs as a
         slow loop. The copies are elided when the cache is donated.
@@ -61,21 +117,52 @@ class KVCache:
         for row in range(keys.shape[0]):
             slot = index[row]
             new_keys = lax.dynamic_update_slice(
-                new_keys, keys[row][None, :, :, None], (row, 0, 0, slot)
+                new_keys, keys[row][None, None, :, :, None], (row, layer, 0, 0, slot)
             )
             new_values = lax.dynamic_update_slice(
-                new_values, values[row][None, :, None], (row, 0, slot, 0)
+                new_values, values[row][None, None, :, None], (row, layer, 0, slot, 0)
             )
         return KVCache(keys=new_keys, values=new_values)
 
     def write_prefix(
-        self, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]
+        self, layer: int, keys: Float[Array, "B T K H"], values: Float[Array, "B T K H"]
     ) -> KVCache:
-        """Put T steps of every row at slots 0 to T - 1."""
-        start = (0, 0, 0, 0)
+        """Put T steps of a layer at slots 0 to T - 1 of every row."""
+        start = (0, layer, 0, 0, 0)
+        keys, values = jnp.moveaxis(keys, 1, 3)[:, None], values.swapaxes(1, 2)[:, None]
         return KVCache(
-            keys=lax.dynamic_update_slice(self.keys, jnp.moveaxis(keys, 1, 3), start),
-            values=lax.dynamic_update_slice(self.values, values.swapaxes(1, 2), start),
+            keys=lax.dynamic_update_slice(self.keys, keys, start),
+            values=lax.dynamic_update_slice(self.values, values, start),
+        )
+
+    def ask(self, query: Float[Array, "B K G H"]) -> Float[Array, "B K G H"]:
+        return query
+
+    def scores(
+        self,
+        asked: Float[Array, "B K G H"],
+        layer: int | Int[Array, ""],
+        start: Int[Array, ""],
+    ) -> Float[Array, "B K G S"]:
+        keys = block_of(self.keys, layer, start, BLOCK, axis=4)
+        return jnp.einsum(
+            "BKGH,BKHS->BKGS",
+            asked,
+            keys,
+            precision=exact(keys.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def weighted(
+        self, weights: Float[Array, "B K G S"], layer: int | Int[Array, ""], start: Int[Array, ""]
+    ) -> Float[Array, "B K G H"]:
+        values = block_of(self.values, layer, start, BLOCK, axis=3)
+        return jnp.einsum(
+            "BKGS,BKSH->BKGH",
+            weights.astype(values.dtype),
+            values,
+            precision=exact(values.dtype),
+            preferred_element_type=jnp.float32,
         )
 
 
@@ -106,49 +193,42 @@ def attend(
 
 
 def attend_cache(
-    query: Float[Array, "B N H"], cache: KVCache, length: Int[Array, " B"], *, scale: float
+    query: Float[Array, "B N H"],
+    cache: StepCache,
+    layer: int | Int[Array, ""],
+    length: Int[Array, " B"],
+    *,
+    scale: float,
 ) -> Float[Array, "B N H"]:
-    """Attention of one query a row over the first ``length[b]`` slots of its cache.
+    """Attention of one query a row over the first ``length[b]`` slots of a layer.
 
     Blocks of the cache are visited up to the longest row with a running softmax (Milakov and
     Gimelshein, 2018), so a step costs what was written so far, not what was allocated, and one
     compiled program serves every length. Blocks a short row does not have add exactly zero.
     """
     batch, heads, width = query.shape
-    kv_heads = cache.keys.shape[1]
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)
-    blocks = (jnp.max(length) + BLOCK - 1) // BLOCK
+    grouped = query.reshape(batch, cache.kv_heads, heads // cache.kv_heads, width)
+    asked = cache.ask(grouped)
+    block = cache.block
+    blocks = (jnp.max(length) + block - 1) // block
     limit = length[:, None, None, None]
     shape = grouped.shape[:-1]
 
     def visit(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         peak, total, out = carry
-        keys = lax.dynamic_slice_in_dim(cache.keys, index * BLOCK, BLOCK, axis=3)
-        values = lax.dynamic_slice_in_dim(cache.values, index * BLOCK, BLOCK, axis=2)
-        scores = scale * jnp.einsum(
-            "BKGH,BKHS->BKGS",
-            grouped,
-            keys,
-            precision=exact(keys.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        scores = jnp.where(index * BLOCK + jnp.arange(BLOCK) < limit, scores, MASKED)
+        start = index * block
+        scores = scale * cache.scores(asked, layer, start)
+        scores = jnp.where(start + jnp.arange(block) < limit, scores, MASKED)
         new_peak = jnp.maximum(peak, scores.max(axis=-1))
         weights = jnp.exp(scores - new_peak[..., None])
         decay = jnp.exp(peak - new_peak)
-        added = jnp.einsum(
-            "BKGS,BKSH->BKGH",
-            weights.astype(values.dtype),
-            values,
-            precision=exact(values.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        added = cache.weighted(weights, layer, start)
         return new_peak, total * decay + weights.sum(axis=-1), out * decay[..., None] + added
 
-    start = (
+    first = (
         jnp.full(shape, MASKED, jnp.float32),
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(grouped.shape, jnp.float32),
     )
-    _, total, out = lax.fori_loop(0, blocks, visit, start)
+    _, total, out = lax.fori_loop(0, blocks, visit, first)
     return (out / total[..., None]).reshape(batch, heads, width).astype(query.dtype)

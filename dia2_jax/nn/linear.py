@@ -12,6 +12,8 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from dia2_jax.nn.one_of import OneOf
+from dia2_jax.nn.platform import on_cpu
 from dia2_jax.nn.quantized import project_int8
 from dia2_jax.sharding import constrain
 from dia2_jax.typing import Array, Float, Int
@@ -28,7 +30,7 @@ def exact(dtype: DTypeLike) -> lax.Precision | None:
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def project(x: Float[Array, "*B D"], weight: Float[Array, "F D"]) -> Float[Array, "*B F"]:
+def project(x: Float[Array, "*B D"], weight: Float[Array, "F D"] | OneOf) -> Float[Array, "*B F"]:
     """``x @ weight.T``, accumulated and returned in float32.
 
     When both operands are bfloat16 their products are exact in float32, so reading them as they
@@ -38,6 +40,8 @@ def project(x: Float[Array, "*B D"], weight: Float[Array, "F D"]) -> Float[Array
     (10 GB/s on the 2-core machine of the README); a dot that has the weights on the left and a
     batch axis over halves of the outputs reads them once and in order (23 GB/s).
     """
+    if isinstance(weight, OneOf):
+        return weight.apply(project, x)
     if x.dtype != weight.dtype:
         x, weight = x.astype(jnp.float32), weight.astype(jnp.float32)
     precision = exact(x.dtype)
@@ -45,7 +49,7 @@ def project(x: Float[Array, "*B D"], weight: Float[Array, "F D"]) -> Float[Array
     batch = x.shape[:-1]
     rows = x.reshape(-1, inputs)
     few = 1 < rows.shape[0] <= _FEW_ROWS and outputs % 2 == 0
-    if few and x.dtype == jnp.float32 and jax.default_backend() == "cpu":
+    if few and x.dtype == jnp.float32 and on_cpu():
         halves = weight.reshape(2, outputs // 2, inputs)
         both = jnp.broadcast_to(rows, (2, *rows.shape))
         y = jnp.einsum("nFD,nBD->nFB", halves, both, precision=precision)

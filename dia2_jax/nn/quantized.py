@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dia2_jax.nn.one_of import OneOf
 from dia2_jax.typing import Array, Float, Int
 
 #: Largest magnitude used: the range is symmetric, -128 stays unused.
@@ -82,7 +83,7 @@ def round_rows_twice(
 
 
 def project_int8(
-    x: Float[Array, "*B D"], weight: Int[Array, "F D"], scale: Float[Array, " F"]
+    x: Float[Array, "*B D"], weight: Int[Array, "F D"] | OneOf, scale: Float[Array, " F"]
 ) -> Float[Array, "*B F"]:
     """``x @ (scale[:, None] * weight).T`` with ``x`` rounded to two digits by row, in float32.
 
@@ -92,15 +93,20 @@ def project_int8(
     A row that is not finite gives NaN.
     """
     first, second, step = round_rows_twice(x.reshape(-1, x.shape[-1]))
-    sums = lax.dot_general(
-        weight,
-        jnp.concatenate([first, second]),
-        (((1,), (1,)), ((), ())),
-        preferred_element_type=jnp.int32,
-    )
+    digits = jnp.concatenate([first, second])
+    if isinstance(weight, OneOf):
+        sums = weight.apply(_sums, digits)
+    else:
+        sums = _sums(digits, weight)
     high, low = jnp.split(sums.astype(jnp.float32), 2, axis=1)
     y = (high + low / BASE) * scale[:, None] * step
     # Without the barrier XLA turns the transposition of a product into the product with its
     # operands exchanged, which is the slow one.
     y = lax.optimization_barrier(y).T
     return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _sums(digits: Int[Array, "B D"], weight: Int[Array, "F D"]) -> Int[Array, "F B"]:
+    return lax.dot_general(
+        weight, digits, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
+    )

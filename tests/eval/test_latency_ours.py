@@ -48,7 +48,7 @@ def test_a_position_is_where_frames_are_written(long_context: Ours) -> None:
     long_context.seek(20_000)
     long_context.frames(SPAN + 2)  # jumps back once
     assert long_context._state is not None
-    written = np.asarray(long_context._state.cache[0].values[0, 0]).any(axis=-1)
+    written = np.asarray(long_context._state.cache.values[0, 0, 0]).any(axis=-1)
     assert written[20_000 : 20_000 + SPAN].all()
     assert not written[10_000:20_000].any() and not written[20_000 + SPAN : 30_000].any()
     assert int(long_context._state.frame[0]) == 20_002

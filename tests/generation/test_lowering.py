@@ -17,13 +17,17 @@ from dia2_jax.convert.models import abstract_dia2
 from dia2_jax.generation.machine import QueueBuilder
 from dia2_jax.generation.sampling import RowSettings, rank_bound
 from dia2_jax.generation.settings import GenerationConfig
-from dia2_jax.generation.step import StepOptions, frame_step, initial_state
+from dia2_jax.generation.state import initial_state
+from dia2_jax.generation.step import StepOptions, frame_step
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
-def test_a_frame_lowers_for_gpu_and_tpu(kind: str, tokenizer: Any) -> None:
+def test_a_frame_lowers_for_gpu_and_tpu(
+    kind: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     config, int8 = load_dia2_config(yaml.safe_load(TINY.read_text())), kind == "int8"
     dtype = jnp.float32 if int8 else jnp.bfloat16
     graph, params = abstract_dia2(config, dtype=dtype, param_dtype=dtype, int8=int8)

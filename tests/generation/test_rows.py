@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dia2_jax.compilation_cache import CompileWatch
 from dia2_jax.errors import ConfigError, ScriptError, SessionError
 from dia2_jax.generation.settings import GenerationConfig, SamplingConfig
+from dia2_jax.generation.state import NO_CACHE
 from dia2_jax.model.delays import undelay
 from dia2_jax.text.machine import Machine
 from dia2_jax.text.script import parse_script
@@ -194,18 +195,18 @@ def test_a_row_that_waits_changes_nothing(make_rows, driver) -> None:
     driver(rows, frames=30)
     row = rows.rows[1]
     assert row.waiting and not row.done and 0 < row.steps < 30
-    before = jax.device_get(rows._state.replace(cache=(), keys=()))
+    before = jax.device_get(rows._state.replace(cache=NO_CACHE, keys=()))
     seen = results(row)
     assert len(driver(rows, frames=5)) == 5
-    after = jax.device_get(rows._state.replace(cache=(), keys=()))
+    after = jax.device_get(rows._state.replace(cache=NO_CACHE, keys=()))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), before, after)
     assert (before.frame[[0, 2]] + 5 == after.frame[[0, 2]]).all()
     assert results(row) == seen
     slot = int(before.frame[1])
-    cache = np.asarray(rows._state.cache[0].keys)[[1, 4]]
+    cache = np.asarray(rows._state.cache.keys)[[1, 4]]
     rows.feed(1, "our five. ")
     driver(rows, frames=1)
-    again = np.asarray(rows._state.cache[0].keys)[[1, 4]]
+    again = np.asarray(rows._state.cache.keys)[[1, 4]]
     assert (cache[..., :slot] == again[..., :slot]).all()
     assert row.steps > slot
 

@@ -13,9 +13,11 @@ import pytest
 from flax import nnx
 
 from dia2_jax.config import Dia2Config
+from dia2_jax.model import depformer
 from dia2_jax.model.decoder import DecoderOutput
 from dia2_jax.model.depformer import StageRun, stage_runs
 from dia2_jax.model.dia2 import Dia2Model
+from dia2_jax.nn import one_of
 
 GOLDEN_TOLERANCE = 1e-4  # of the format, see the golden files
 STEP_TOLERANCE = 2e-5  # whole against stepped: the same sums in another order
@@ -79,7 +81,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(graph: Any, params: Any, *args: Any) -> Any:
         return function(nnx.merge(graph, params), *args)
 
-    return lambda model, *args: run(*nnx.split(model), *args)
+    return functools.update_wrapper(lambda model, *args: run(*nnx.split(model), *args), function)
 
 
 @compiled
@@ -117,15 +119,15 @@ def all_stages(model: Dia2Model, previous, hidden, main, second):
 
 @compiled
 def stage_by_stage(model: Dia2Model, previous, hidden, main, second):
-    """As a frame does it: a loop in every run of stages with one weight set."""
-    depformer = model.depformer
-    text, cache, logits = depformer.text(main, second), depformer.init_cache(len(main)), []
-    for run in stage_runs(model.config.schedule):
-        condition = depformer.condition(hidden, run.weight_set)
+    """As a frame does it: a loop in every run of stages."""
+    depth = model.depformer
+    text, cache, logits = depth.text(main, second), depth.init_cache(len(main)), []
+    conditions = depth.conditions(hidden)
+    for run in depth.runs():
 
-        def step(cache, stage, run=run, condition=condition):
+        def step(cache, stage, run=run):
             code = previous[:, stage]
-            out, cache = depformer.step(stage, run.weight_set, code, condition, text, cache)
+            out, cache = depth.step(stage, run.weight_set, code, conditions, text, cache)
             return cache, out
 
         cache, out = jax.lax.scan(step, cache, jnp.arange(run.start, run.stop))
@@ -219,6 +221,23 @@ def test_depformer_whole_equals_stage_by_stage(model) -> None:
         assert_close(stage_by_stage(model, *inputs), out, STEP_TOLERANCE)
 
 
+def test_a_program_for_accelerators_gives_the_same(model, monkeypatch) -> None:
+    """There every layer, and every run of stages, has operations of its own."""
+    tokens, inputs = random_tokens(model.config), depth_inputs(model)
+    places = np.repeat(np.arange(STEPS)[:, None], BATCH, axis=1)
+    for module in (one_of, depformer):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    # Compiled anew: what was compiled for the processor is found by the model's structure.
+    step = compiled(lambda *args: stepped.__wrapped__(*args))
+    out = jax.tree.map(
+        lambda x: x.swapaxes(0, 1), step(model, tokens.transpose(2, 0, 1), places, places)
+    )
+    assert_close(out, whole(model, tokens), STEP_TOLERANCE)
+    if model.config.data.codebooks > 1:
+        stages = compiled(lambda *args: stage_by_stage.__wrapped__(*args))(model, *inputs)
+        assert_close(stages, all_stages(model, *inputs), STEP_TOLERANCE)
+
+
 def test_a_position_decoded_twice_keeps_both_slots(tiny, random_model) -> None:
     """After an upstream warm-up the slot runs one ahead of the position."""
     model = random_model(tiny(SMALL))
@@ -252,7 +271,7 @@ def test_bfloat16_keeps_float32_logits_within_a_bound(tiny, random_model, param_
     """
     exact = random_model(tiny(SMALL))
     rounded = random_model(exact.config, dtype=jnp.bfloat16, param_dtype=jnp.dtype(param_dtype))
-    assert rounded.transformer.init_cache(1, 1)[0].keys.dtype == jnp.bfloat16
+    assert rounded.transformer.init_cache(1, 1).keys.dtype == jnp.bfloat16
     tokens, inputs = random_tokens(exact.config), depth_inputs(exact)
     places = np.repeat(np.arange(STEPS)[:, None], BATCH, axis=1)
 

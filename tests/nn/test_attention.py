@@ -13,6 +13,8 @@ from dia2_jax.nn.attention import BLOCK, KVCache, attend, attend_cache
 
 ROWS, HEADS, KV_HEADS, WIDTH, SLOTS = 3, 4, 2, 5, 3 * BLOCK - 7
 SCALE = 1.3
+#: Layers of the cache, and the one that is looked at.
+LAYERS, LAYER = 3, 1
 BORDERS = sorted({1, 2, SLOTS} | {n * BLOCK + d for n in (1, 2) for d in (-1, 0, 1)})
 
 
@@ -36,23 +38,23 @@ def formula(query, keys, values, mask, scale) -> np.ndarray:
 
 
 def filled(dtype: str = "float32") -> KVCache:
-    shape = (ROWS, KV_HEADS, 3 * BLOCK, WIDTH)
+    shape = (ROWS, LAYERS, KV_HEADS, 3 * BLOCK, WIDTH)
     keys, values = normal(shape, 1, dtype), normal(shape, 2, dtype)
-    return KVCache(keys=keys.swapaxes(2, 3), values=values)
+    return KVCache(keys=keys.swapaxes(3, 4), values=values)
 
 
 def held(cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values, both with the slots on axis 2."""
-    return np.asarray(cache.keys).swapaxes(2, 3), np.asarray(cache.values)
+    """Keys and values of all layers, both with the slots on axis 3."""
+    return np.asarray(cache.keys).swapaxes(3, 4), np.asarray(cache.values)
 
 
 def in_time(cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values as ``attend`` reads them, slot after slot."""
+    """Keys and values of the layer as ``attend`` reads them, slot after slot."""
     keys, values = held(cache)
-    return keys.swapaxes(1, 2), values.swapaxes(1, 2)
+    return keys[:, LAYER].swapaxes(1, 2), values[:, LAYER].swapaxes(1, 2)
 
 
-step = jax.jit(lambda query, cache, length: attend_cache(query, cache, length, scale=SCALE))
+step = jax.jit(lambda query, cache, length: attend_cache(query, cache, LAYER, length, scale=SCALE))
 whole = jax.jit(lambda query, keys, values, mask: attend(query, keys, values, mask, scale=SCALE))
 
 
@@ -89,8 +91,9 @@ def test_a_row_does_not_see_the_others_nor_what_lies_beyond_it() -> None:
     keys, values = map(np.array, held(cache))
     for spoiled in (keys, values):
         spoiled[1:] *= 2
-        spoiled[0, :, 5:] = 1e3
-    dirty = KVCache(keys=keys.swapaxes(2, 3), values=values)
+        spoiled[:, :LAYER] = spoiled[:, LAYER + 1 :] = 7
+        spoiled[0, :, :, 5:] = 1e3
+    dirty = KVCache(keys=keys.swapaxes(3, 4), values=values)
     together = step(query, dirty, jnp.asarray([5, SLOTS, 2 * BLOCK]))[0]
     assert (np.asarray(alone) == np.asarray(together)).all()
 
@@ -119,27 +122,28 @@ def test_bfloat16_cache_scores_in_float32() -> None:
 
 def test_cache_is_whole_blocks_long() -> None:
     for slots, blocks in ((1, 1), (BLOCK, 1), (BLOCK + 1, 2)):
-        cache = KVCache.empty(1, 3, slots, 2, jnp.float32)
-        assert cache.keys.shape == (1, 3, 2, blocks * BLOCK)
-        assert cache.values.shape == (1, 3, blocks * BLOCK, 2)
+        cache = KVCache.empty(1, LAYERS, 3, slots, 2, jnp.float32)
+        assert cache.keys.shape == (1, LAYERS, 3, 2, blocks * BLOCK)
+        assert cache.values.shape == (1, LAYERS, 3, blocks * BLOCK, 2)
 
 
 @pytest.mark.parametrize("index", [[0, 3, BLOCK], [BLOCK - 1, 0, 0]])
 def test_a_step_is_written_to_each_row_s_own_slot(index: list[int]) -> None:
     before = filled()
     keys, values = (normal((ROWS, KV_HEADS, WIDTH), seed) for seed in (7, 8))
-    after = jax.jit(KVCache.write_step)(before, keys, values, jnp.asarray(index))
+    after = jax.jit(KVCache.write_step)(before, LAYER, keys, values, jnp.asarray(index))
     for old, new, put in zip(held(before), held(after), (keys, values), strict=True):
         expected = np.array(old)
         for row, slot in enumerate(index):
-            expected[row, :, slot] = np.asarray(put)[row]
+            expected[row, LAYER, :, slot] = np.asarray(put)[row]
         assert (new == expected).all()
 
 
 def test_a_prefix_is_written_from_slot_0_on() -> None:
     before = filled()
     keys, values = (normal((ROWS, 4, KV_HEADS, WIDTH), seed) for seed in (7, 8))
-    after = before.write_prefix(keys, values)
+    after = before.write_prefix(LAYER, keys, values)
     for old, new, put in zip(held(before), held(after), (keys, values), strict=True):
-        assert (new[:, :, :4] == np.asarray(put).swapaxes(1, 2)).all()
-        assert (new[:, :, 4:] == old[:, :, 4:]).all()
+        expected = np.array(old)
+        expected[:, LAYER, :, :4] = np.asarray(put).swapaxes(1, 2)
+        assert (new == expected).all()
