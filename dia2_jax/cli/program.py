@@ -14,6 +14,7 @@ from typing import IO, Any, NoReturn
 import click
 
 from dia2_jax import __version__
+from dia2_jax.allocator import use_one_arena
 from dia2_jax.cli import codec, convert, generate, stream, voice, warmup
 from dia2_jax.cli.terminal import DEBUG, PROGRAM
 from dia2_jax.errors import Dia2Error, describe
@@ -92,6 +93,7 @@ def main() -> None:
       dia2-jax generate "[S1] Hello. [S2] Hi!" -o hello.wav
       llm "Tell me a story" | dia2-jax stream -m nari-labs/Dia2-1B | aplay
     """
+    use_one_arena()
 
 
 for _command in (
