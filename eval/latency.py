@@ -80,7 +80,7 @@ unit in its name, GB are 1e9 bytes; null is what the system does not tell):
     stream    first_audio_ms (feeding the text to the first chunk: delays and one chunk),
               first_audio_frames (frames computed until then), chunk_frames, x_realtime (audio
               seconds a second, codec included), programs_compiled (0 if ready was ready),
-              growth_mb (highest anonymous memory, over that after the first tenth; --frames 1450
+              growth_mb (highest anonymous memory, over that after the first tenth; --take 1450
               is a take of nearly two minutes)
     audible   (of a checkpoint) over 20 scripts, whose words are all there and given one by one:
               first_audible, leading_silence (spreads), silent, how many had no audible chunk
@@ -195,6 +195,13 @@ _POSITIONS = _listed("steps separated by commas, for example 100,1400", int)
 @click.option("--against", metavar="CHECKOUT", help="Upstream checkout; 'transformers' for codecs.")
 @click.option("--frames", type=_COUNT, default=60, show_default=True, help="Frames a position.")
 @click.option("--at", callback=_POSITIONS, metavar="STEPS", help="Positions, e.g. 100,1400.")
+@click.option(
+    "--take",
+    type=_COUNT,
+    metavar="FRAMES",
+    show_default="--frames",
+    help="Frames of the utterance that is streamed; 1450 are almost two minutes.",
+)
 @click.option("--chunk-frames", type=_COUNT, default=1, show_default=True, help="Frames a chunk.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "int8"]), default="float32")
 @click.option("--against-frames", type=_COUNT, default=24, show_default=True, help="Either side.")
@@ -268,6 +275,7 @@ def main(
     name: str | None,
     against: str | None,
     frames: int,
+    take: int | None,
     at: list[int] | None,
     chunk_frames: int,
     dtype: str,
@@ -322,6 +330,7 @@ def main(
             source,
             dtype=dtype,
             frames=frames,
+            take=take,
             positions=at,
             chunk_frames=chunk_frames,
             against=against,

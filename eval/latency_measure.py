@@ -107,6 +107,7 @@ def measure_model(
     *,
     dtype: str,
     frames: int,
+    take: int | None = None,
     positions: list[int] | None,
     chunk_frames: int,
     against: str | None,
@@ -147,7 +148,7 @@ def measure_model(
             assert ours is not None
             report |= ours.call("about")
             say("streaming an utterance")
-            report["stream"] = ours.call("stream", frames)
+            report["stream"] = ours.call("stream", take or frames)
             # Of one session: what follows adds rows, chunk sizes and their programs.
             report["memory"] = ours.call("memory")
             if source.folder is not None:

@@ -195,6 +195,7 @@ class Ours:
                 if len(pieces) * self._chunk_frames >= frames:
                     break
         session.cancel()
+        self._anonymous_peak = max(self._anonymous_peak, highest)
         if len(pieces) < 2:
             raise MeasurementError(
                 f"the speech ended after {len(pieces)} chunks: choose a smaller --chunk-frames"

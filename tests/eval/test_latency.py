@@ -60,6 +60,7 @@ def test_ratio_of_a_run_with_injected_times() -> None:
             name,
             log,
             frames=frames,
+            stream=lambda count: {"frames": count},
             seek=lambda position: where.update({side: position}),
             decode=lambda count: [2.0] * count,
             bandwidth=lambda gigabytes: {"best_gb_per_s": 20.0},
@@ -70,6 +71,7 @@ def test_ratio_of_a_run_with_injected_times() -> None:
         Source.of("tiny"),
         dtype="float32",
         frames=5,
+        take=90,
         positions=[20, 200],
         chunk_frames=1,
         against="checkout",
@@ -80,6 +82,7 @@ def test_ratio_of_a_run_with_injected_times() -> None:
     )
     assert report["upstream"]["step"]["20"]["ratio"] == 6.0
     assert report["upstream"]["step"]["200"]["ratio"] == 2.0
+    assert report["stream"] == {"frames": 90}
     assert report["ratio"] == 60.0 / 20.0  # medians over all frames: 60 and (10 + 30) / 2
     assert report["step"]["20"]["max_ms"] == 10.0
     assert report["step"]["20"]["x_realtime"] == 8.0
