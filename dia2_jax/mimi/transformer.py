@@ -26,44 +26,72 @@ from dia2_jax.typing import Array, Bool, Float, Int
 _MASKED = -1e30
 
 
+#: Up to this many new steps, of all rows, are written one by one.
+_FEW = 8
+
+
 @struct.dataclass
 class Ring:
-    """Keys and values of the last S steps; step p lives in slot ``p % S``.
+    """Keys and values of the last S steps in every layer; step p lives in slot ``p % S``.
 
     Attributes:
-      keys: ``[B, K, S, H]``, rotated to their absolute positions.
-      values: ``[B, K, S, H]``.
+      keys: ``[B, L, K, S, H]``, rotated to their absolute positions.
+      values: ``[B, L, K, S, H]``.
     """
 
-    keys: Float[Array, "B K S H"]
-    values: Float[Array, "B K S H"]
+    keys: Float[Array, "B L K S H"]
+    values: Float[Array, "B L K S H"]
 
     def positions(self, position: Int[Array, " B"]) -> Int[Array, "B S"]:
         """Which step each slot holds when ``position[b]`` steps were written; negative: none."""
-        slots = self.keys.shape[2]
+        slots = self.keys.shape[3]
         last = position[:, None] - 1
         return last - (last - jnp.arange(slots)) % slots
 
+    def of(self, layer: int | Int[Array, ""]) -> tuple[Array, Array]:
+        """Keys and values ``[B, K, S, H]`` of a layer."""
+
+        def choose(held: Array) -> Array:
+            return lax.dynamic_index_in_dim(held, layer, 1, keepdims=False)
+
+        return choose(self.keys), choose(self.values)
+
     def write(
         self,
+        layer: int | Int[Array, ""],
         keys: Float[Array, "B K T H"],
         values: Float[Array, "B K T H"],
         position: Int[Array, " B"],
     ) -> Ring:
-        """Put steps ``position[b] ...`` of every row over the oldest ones."""
-        slots, steps = self.keys.shape[2], keys.shape[2]
+        """Put steps ``position[b] ...`` of a layer over the oldest ones of every row."""
+        slots, batch, steps = self.keys.shape[3], keys.shape[0], keys.shape[2]
         kept = min(slots, steps)
         first = steps - kept
+        if batch * kept <= _FEW:
+
+            def put_each(held: Array, new: Array) -> Array:
+                for row in range(batch):
+                    for step in range(first, steps):
+                        slot = (position[row] + step) % slots
+                        piece = new[row, :, step][None, None, :, None]
+                        held = lax.dynamic_update_slice(held, piece, (row, layer, 0, slot, 0))
+                return held
+
+            return Ring(keys=put_each(self.keys, keys), values=put_each(self.values, values))
         # Which of the kept steps falls into each slot. A select over the whole ring instead of a
-        # scatter of a few steps: XLA's CPU backend scatters element by element.
+        # scatter of many steps: XLA's CPU backend scatters element by element.
         source = (jnp.arange(slots) - position[:, None] - first) % slots
         written = (source < kept)[:, None, :, None]
         index = jnp.minimum(source, kept - 1)[:, None, :, None]
 
-        def put(ring: Array, new: Array) -> Array:
-            return jnp.where(written, jnp.take_along_axis(new[:, :, first:], index, axis=2), ring)
+        def put(held: Array, old: Array, new: Array) -> Array:
+            new = jnp.where(written, jnp.take_along_axis(new[:, :, first:], index, axis=2), old)
+            return lax.dynamic_update_index_in_dim(held, new, layer, 1)
 
-        return Ring(keys=put(self.keys, keys), values=put(self.values, values))
+        old_keys, old_values = self.of(layer)
+        return Ring(
+            keys=put(self.keys, old_keys, keys), values=put(self.values, old_values, values)
+        )
 
 
 @struct.dataclass
@@ -72,11 +100,11 @@ class TransformerState:
 
     Attributes:
       position: steps fed so far, by row.
-      rings: of all layers, each field with an axis of L layers after the rows.
+      ring: keys and values of the steps in the window.
     """
 
     position: Int[Array, " B"]
-    rings: Ring
+    ring: Ring
 
 
 def _attend(
@@ -132,11 +160,6 @@ class Attention(nnx.Module):
         self.k_proj = Linear(width, narrow, param_dtype=param_dtype, rngs=rngs)
         self.v_proj = Linear(width, narrow, param_dtype=param_dtype, rngs=rngs)
         self.o_proj = Linear(wide, width, param_dtype=param_dtype, rngs=rngs)
-
-    def init_ring(self, batch: int, dtype: DTypeLike = jnp.float32) -> Ring:
-        """An empty ring for ``batch`` streams."""
-        shape = (batch, self.kv_heads, self.window, self.head_dim)
-        return Ring(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
 
     def _project(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
@@ -199,6 +222,7 @@ class Attention(nnx.Module):
     def step(
         self,
         x: Float[Array, "B T D"],
+        layer: int | Int[Array, ""],
         ring: Ring,
         position: Int[Array, " B"],
     ) -> tuple[Float[Array, "B T D"], Ring]:
@@ -207,12 +231,13 @@ class Attention(nnx.Module):
         query, keys, values = self._project(x, positions)
         past = _band(positions, ring.positions(position), self.window)
         new = _band(positions, positions, self.window)
+        old_keys, old_values = ring.of(layer)
         sources = [
-            (ring.keys[:, :, None], ring.values[:, :, None], past[:, None, None]),
+            (old_keys[:, :, None], old_values[:, :, None], past[:, None, None]),
             (keys[:, :, None], values[:, :, None], new[:, None, None]),
         ]
         out = self._merge(_attend(query, sources, self.head_dim**-0.5))
-        return out, ring.write(keys, values, position)
+        return out, ring.write(layer, keys, values, position)
 
 
 class LayerScale(nnx.Module):
@@ -250,10 +275,14 @@ class TransformerLayer(nnx.Module):
         return self._mlp(x + self.attention_scale(y))
 
     def step(
-        self, x: Float[Array, "B T D"], ring: Ring, position: Int[Array, " B"]
+        self,
+        x: Float[Array, "B T D"],
+        layer: int | Int[Array, ""],
+        ring: Ring,
+        position: Int[Array, " B"],
     ) -> tuple[Float[Array, "B T D"], Ring]:
         """The next T steps."""
-        y, ring = self.attention.step(self.attention_norm(x), ring, position)
+        y, ring = self.attention.step(self.attention_norm(x), layer, ring, position)
         return self._mlp(x + self.attention_scale(y)), ring
 
 
@@ -277,10 +306,11 @@ class Transformer(nnx.Module):
 
     def init_state(self, batch: int, dtype: DTypeLike = jnp.float32) -> TransformerState:
         """An empty past for ``batch`` streams."""
-        rings = [layer.attention.init_ring(batch, dtype) for layer in self.layers]
+        one = self.layers[0].attention
+        shape = (batch, len(self.layers), one.kv_heads, one.window, one.head_dim)
         return TransformerState(
             position=jnp.zeros((batch,), jnp.int32),
-            rings=jax.tree.map(lambda *each: jnp.stack(each, axis=1), *rings),
+            ring=Ring(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype)),
         )
 
     def step(
@@ -291,14 +321,8 @@ class Transformer(nnx.Module):
         def run(
             number: int | Array, layer: TransformerLayer, carry: tuple[Array, Ring]
         ) -> tuple[Array, Ring]:
-            x, rings = carry
-            ring = jax.tree.map(
-                lambda held: lax.dynamic_index_in_dim(held, number, 1, keepdims=False), rings
-            )
-            x, ring = layer.step(x, ring, state.position)
-            return x, jax.tree.map(
-                lambda held, new: lax.dynamic_update_index_in_dim(held, new, number, 1), rings, ring
-            )
+            x, ring = carry
+            return layer.step(x, number, ring, state.position)
 
-        x, rings = in_turn(self.layers, run, (x, state.rings))
-        return x, TransformerState(position=state.position + x.shape[1], rings=rings)
+        x, ring = in_turn(self.layers, run, (x, state.ring))
+        return x, TransformerState(position=state.position + x.shape[1], ring=ring)

@@ -114,12 +114,12 @@ read_ring = jax.jit(lambda ring, position: (ring.positions(position), ring.keys,
 def test_a_ring_holds_the_last_steps(lengths, late):
     """Model: a list of everything written, by row; row 1 starts ``late`` steps ahead."""
     slots = 4
-    ring = Ring(*np.zeros((2, 2, 1, slots, 1), np.float32))
+    ring = Ring(*np.zeros((2, 2, 2, 1, slots, 1), np.float32))
     position = np.array([0, late])
     for size in lengths:
         steps = position[:, None] + np.arange(size)
         new = steps[:, None, :, None].astype(np.float32)
-        ring = write_ring(ring, new, -new, position)
+        ring = write_ring(ring, 1, new, -new, position)
         position = position + size
         held, keys, values = map(np.asarray, read_ring(ring, position))
         for row in range(2):
@@ -127,4 +127,4 @@ def test_a_ring_holds_the_last_steps(lengths, late):
             assert set(range(first, position[row])) == {p for p in held[row] if p >= 0}
             for slot, step in enumerate(held[row]):
                 if step >= (late if row else 0):
-                    assert keys[row, 0, slot, 0] == step == -values[row, 0, slot, 0]
+                    assert keys[row, 1, 0, slot, 0] == step == -values[row, 1, 0, slot, 0]
