@@ -9,7 +9,8 @@ lets go of speech about 50 ms late, so gaps are that much too short, in every ru
 whether anybody speaks, not how many do, and a model reports when words start, not when they end.
 What can be told is that no pause lies between two turns: they overlap, or they touch. That share of
 changes, ``overlap_at_most``, is the most that overlap can be; only where it is small does it say
-something of overlap itself.
+something of overlap itself. Noise between turns that the detector takes for speech fills gaps, and
+raises it without any overlap.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Dialogue(Metric):
                ratio("gap_distance", "gaps")),
         Figure("overlap_at_most", "% of changes", "lower",
                "changes of speaker without a gap: turns overlap or touch, which one channel of "
-               "sound cannot tell apart",
+               "sound cannot tell apart; noise between turns raises it, too",
                ratio("run_on", "changes", 100)),
     )  # fmt: skip
 

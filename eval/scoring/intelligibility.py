@@ -4,13 +4,17 @@ The transcript is faster-whisper's with beam 5, language English, temperature 0,
 from one window to the next. Script and transcript go through Whisper's English normaliser (numbers
 as digits, no punctuation, one spelling). Errors are those of the alignment with fewest; rates are
 of all errors over all words (characters) of the takes.
+
+What the normaliser leaves apart, such as "St." and "Street" or "555-0147" and its digits as words,
+a prompt may accept: it lists further transcripts (``also``), and a transcript is compared with the
+script or that one of them to which it has the fewest word errors.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,8 @@ _DECODING = {
     "temperature": 0.0,
     "condition_on_previous_text": False,
 }
+
+#: Words in a row that are a phrase. One or two are said again in passing, or heard so.
 _PHRASE = 3
 
 
@@ -61,7 +67,11 @@ class Intelligibility(Metric):
             ratio("substitutions", "words", 100),
         ),
         Figure("perfect", "% of takes", "higher", "without a word error", mean("perfect")),
-        Figure("repeating", "% of takes", "lower", "say a phrase again", mean("repeating")),
+        Figure(
+            "repeating", "% of takes", "lower",
+            f"say {_PHRASE} words in a row again, more often than the script does",
+            mean("repeating"),
+        ),
     )  # fmt: skip
 
     def __init__(self, transcribe: Transcriber, identity: dict[str, Any]) -> None:
@@ -107,12 +117,27 @@ class Intelligibility(Metric):
         return self._identity
 
     def score(self, take: Take) -> dict[str, Any]:
-        return self.compare(take.prompt.script, self._transcribe(take.wave, take.rate))
+        heard = self._transcribe(take.wave, take.rate)
+        return self.compare(take.prompt.script, heard, take.prompt.also)
 
-    def compare(self, script: str, transcript: str) -> dict[str, Any]:
-        """Scores of a transcript."""
-        written = " ".join(self._normalise(spoken_text(script)).split())
-        heard = " ".join(self._normalise(transcript).split())
+    def compare(self, script: str, transcript: str, also: Sequence[str] = ()) -> dict[str, Any]:
+        """Scores of a transcript.
+
+        Args:
+          also: transcripts that are as right as the script. ``words``, ``characters`` and
+            ``script_normalised`` are of the one that was compared with.
+        """
+        accepted = [self._plain(spoken_text(script))]
+        # One that normalises to nothing, such as "Hmm.", would accept silence.
+        accepted += [text for text in map(self._plain, also) if text]
+        tried = [self._scores(text, transcript) for text in accepted]
+        return min(tried, key=lambda scores: (scores["errors"], scores["character_errors"]))
+
+    def _plain(self, text: str) -> str:
+        return " ".join(self._normalise(text).split())
+
+    def _scores(self, written: str, transcript: str) -> dict[str, Any]:
+        heard = self._plain(transcript)
         words = self._count(self._jiwer.process_words, written, heard, len(heard.split()))
         letters = self._count(self._jiwer.process_characters, written, heard, len(heard))
         phrase, again = repeated(written, heard)
@@ -149,9 +174,12 @@ class Intelligibility(Metric):
 def repeated(written: str, heard: str) -> tuple[str | None, int]:
     """The phrase of three words that is heard most often beyond what the script asks for.
 
+    Heard once is never a repetition, whatever the script says: the least is the same three words
+    twice, where the script has them once or not at all. So of the script "Yes." four are one and
+    three are none, as is "Hello there." said twice: what is too much in them are insertions.
+
     Returns:
-      The phrase (None if there is none) and how many times more often than it should be. Heard
-      once is never a repetition, whatever the script says.
+      The phrase (None if there is none) and how many times more often than it should be.
     """
 
     def phrases(text: str) -> Counter[tuple[str, ...]]:

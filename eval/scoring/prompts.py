@@ -45,6 +45,7 @@ class Prompt:
       seconds: how long a reading speaks, where there is no recording.
       words: those of the recording, with times.
       voices: by speaker tag, whom the take should sound like.
+      also: transcripts of a perfect reading that are spelled otherwise than the script.
     """
 
     set: str
@@ -55,6 +56,7 @@ class Prompt:
     seconds: float | None = None
     words: tuple[SpokenWord, ...] = ()
     voices: Mapping[str, PromptVoice] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     def seed(self, run_seed: int) -> int:
         """The seed of a take: of the run's seed and the id alone, whatever else is spoken."""
@@ -173,6 +175,11 @@ def _prompt(line: str, path: Path, where: str) -> Prompt:
     seconds = row.get("seconds", row.get("duration"))
     if seconds is not None and not (_is_number(seconds) and seconds > 0):
         raise DataError(f"{where}: seconds must be a number above 0")
+    also = row.get("also", [])
+    if not isinstance(also, list) or not all(_is_text(text) for text in also):
+        raise DataError(
+            f"{where}: also must be a list of texts that are not empty, got {json.dumps(also)[:80]}"
+        )
     return Prompt(
         set=path.stem,
         id=row["id"],
@@ -182,6 +189,7 @@ def _prompt(line: str, path: Path, where: str) -> Prompt:
         seconds=None if seconds is None else float(seconds),
         words=tuple(_words(row.get("words") or (), where)),
         voices=_voices(row.get("voices") or {}, path, where),
+        also=tuple(also),
     )
 
 

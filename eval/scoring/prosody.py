@@ -2,8 +2,10 @@
 
 Pitch is librosa's pYIN (Mauch and Dixon, 2014) in frames of 64 ms every 16 ms at 16 kHz. Range and
 declination are taken turn by turn, in semitones about the turn's own median, because speakers
-differ; medians are per speaker. The rate counts words that were spoken, without sounds such as
-``(laughs)``.
+differ; medians are per speaker. What is said of voiced frames is said from half a second of them
+on, of the turn, the speaker or the take: of fewer frames there is no figure. The rate and its drift
+count words that begin before the last sound, without sounds such as ``(laughs)``: words that were
+cut off, or whose time comes when all is silent, were not spoken.
 
 A codec can hum, and where its voices are noisy pitch is found in the hum alone. ``one_tone`` tells:
 a voice moves, so only some of its voiced frames lie within half a semitone; of a hum nearly all.
@@ -28,7 +30,7 @@ _RATE, _FRAME, _HOP = 16_000, 1024, 256
 #: Pitches that are looked for, in Hz.
 LOWEST, HIGHEST = 60.0, 400.0
 
-#: Voiced frames from which a turn has a range and a slope: half a second.
+#: Voiced frames from which something is said of them: half a second.
 _VOICED = 32
 
 #: A pause within speech: quieter than its loud parts by so many dB, for so many seconds.
@@ -46,7 +48,8 @@ class Prosody(Metric):
 
     name = "prosody"
     figures = (
-        Figure("rate", "words/s", "", "words over the time from first sound to last",
+        Figure("rate", "words/s", "",
+               "words begun before the last sound, over the time from first sound to last",
                ratio("words", "seconds")),
         Figure("pauses", "% of time", "", f"silences of {SHORTEST:g} s and more within speech",
                ratio("pause_seconds", "seconds", 100)),
@@ -113,7 +116,7 @@ class Prosody(Metric):
             "seconds": end - start,
             "pause_seconds": sum(b - a for a, b in quiet),
             "drift": drift(take),
-            "energy_range": _spread(levels[places[voiced]]) if voiced.any() else None,
+            "energy_range": _spread(levels[places[voiced]]) if voiced.sum() >= _VOICED else None,
             **_commonest(hertz[voiced]),
             **_melody(hertz, times, take.turns() or [Turn("[S1]", start, end)]),
         }
@@ -148,12 +151,13 @@ def drift(take: Take) -> float | None:
 
 
 def _spoken(take: Take) -> list[SpokenWord]:
-    """Its words that are words, not sound tags or punctuation alone."""
-    return [w for w in take.words if any(letter.isalnum() for letter in spoken_text(w.text))]
+    """Its words that begin before the last sound, without sound tags and punctuation alone."""
+    begun = [word for word in take.words if word.start < take.audible[1]]
+    return [w for w in begun if any(letter.isalnum() for letter in spoken_text(w.text))]
 
 
 def _melody(hertz: np.ndarray, times: np.ndarray, turns: list[Turn]) -> dict[str, Any]:
-    """Medians of the speakers; sums over the turns that are long enough for range and slope."""
+    """Medians of the speakers, sums over turns of range and slope; of enough frames each."""
     found: dict[str, Any] = {"range_sum": 0.0, "slope_sum": 0.0, "turns": 0}
     by_speaker: dict[str, list[np.ndarray]] = {}
     for turn in turns:
@@ -167,7 +171,7 @@ def _melody(hertz: np.ndarray, times: np.ndarray, turns: list[Turn]) -> dict[str
         found["turns"] += 1
     for number in (1, 2):
         voiced = np.concatenate([np.zeros(0), *by_speaker.get(f"[S{number}]", [])])
-        found[f"f0_s{number}"] = float(np.median(voiced)) if len(voiced) else None
+        found[f"f0_s{number}"] = float(np.median(voiced)) if len(voiced) >= _VOICED else None
     return found
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from dia2_jax import hub
 from dia2_jax.audio import SAMPLE_RATE, read_audio, to_pcm16, voiced_span
+from dia2_jax.data import Pace
 from dia2_jax.errors import (
     AlignmentError,
     AudioError,
@@ -66,6 +67,9 @@ class Studio:
     def take(self, source: str, prompt: Prompt, run_seed: int | None = None) -> Take:
         """A take of a prompt; what is scored is what a 16-bit file of it holds.
 
+        The words of a generated take are where they sound, which is earlier than a model reports
+        them (`sounding_starts`); the times as reported go into its row as ``reported_starts``.
+
         Raises:
           ScriptError: the model finds nothing to speak.
           AudioError: the reference or a voice cannot be read.
@@ -113,16 +117,19 @@ class Studio:
             start = time.perf_counter()
             result = self._model.generate(prompt.script, self._settings, seed=seed, voices=voices)
             seconds = time.perf_counter() - start
+        starts = sounding_starts([word[1] for word in result.words], self._model.frame_rate)
+        words = [(text, start) for (text, _), start in zip(result.words, starts, strict=True)]
         return Take(
             source=GENERATED,
             prompt=prompt,
             wave=as_saved(result.waveform),
             rate=result.sample_rate,
-            words=with_speakers(result.words, prompt.script),
+            words=with_speakers(words, prompt.script),
             truncated=result.truncated,
             reference_seconds=reference_seconds,
             compute_seconds=seconds,
             compiled=watch.counts["programs"] > 0,
+            about={"reported_starts": [start for _, start in result.words]},
         )
 
     def _voices(self, prompt: Prompt) -> dict[int, Voice] | None:
@@ -156,6 +163,21 @@ class Studio:
             return prompt.seconds
         start, end = voiced_span(wave, SAMPLE_RATE)
         return end - start
+
+
+def sounding_starts(reported: Iterable[float], frame_rate: float) -> list[float]:
+    """Where words begin to sound, in seconds, that a model reports to start at these times.
+
+    A model reports the step that takes a word, and learns to take it so many steps after the frame
+    in which it begins to sound: `word_step_offset` of `dia2_jax.data.Pace`, two in the published
+    checkpoints and in what `train.prepare` makes unless told otherwise.
+
+    Args:
+      reported: seconds from the start of the audio.
+      frame_rate: of the codec, frames a second.
+    """
+    late = Pace().word_step_offset / frame_rate
+    return [max(0.0, start - late) for start in reported]
 
 
 def check_files(sets: Iterable[PromptSet]) -> None:

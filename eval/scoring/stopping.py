@@ -1,4 +1,9 @@
-"""Whether a take begins, lasts and ends as its text asks for; by energy and word times alone."""
+"""Whether a take begins, lasts and ends as its text asks for; by energy and word times alone.
+
+Lengths of silence and of what sounds after the text have no direction: a take that is cut off has
+less of both. What is bad of itself has one: no stop, a tail that goes on (``long_tail``), and where
+there is a reference, another length than its.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +26,9 @@ class Stopping(Metric):
     figures = (
         Figure("truncated", "% of takes", "lower", "cut off by the context", mean("truncated")),
         Figure("silent", "% of takes", "lower", "without any sound", mean("silent")),
-        Figure("leading", "s", "lower", "silence before the first sound", mean("leading")),
-        Figure("trailing", "s", "lower", "silence after the last sound", mean("trailing")),
-        Figure("tail", "s", "lower", "sound after the end of the text", mean("tail")),
+        Figure("leading", "s", "", "silence before the first sound", mean("leading")),
+        Figure("trailing", "s", "", "silence after the last sound", mean("trailing")),
+        Figure("tail", "s", "", "sound after the end of the text", mean("tail")),
         Figure(
             "long_tail", "% of takes", "lower", f"sound over {LONGEST_TAIL:g} s after the text",
             mean("long_tail"),

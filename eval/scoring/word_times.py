@@ -7,6 +7,10 @@ where the audio says something else, times differ or the words do not fit at all
 `intelligibility` tells why. A model reports whole frames of 80 ms, so a perfect one still differs
 by 20 ms on average.
 
+Models are trained to take a word two frames after it begins to sound, and report that: what is
+compared is the reported time less those 160 ms (`eval.scoring.sources.sounding_starts`). A
+checkpoint that was trained with another `word_step_offset` shows it in ``offset``.
+
 Words without a sound, such as ``(laughs)``, are left out. Words of a take that does not fit count
 as not aligned, and as out of reach.
 """
@@ -55,7 +59,7 @@ class WordTimes(Metric):
     figures = (
         Figure("difference", "ms", "lower", "from reported to aligned start, median of a take",
                mean("difference")),
-        Figure("offset", "ms", "", "the same with its sign: above 0 is reported too late",
+        Figure("offset", "ms", "", "the same with its sign: above 0 is later than it sounds",
                mean("offset")),
         *(
             Figure(f"within_{reach}", "% of words", "higher",

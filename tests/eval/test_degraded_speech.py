@@ -205,6 +205,16 @@ def test_what_is_cut_off_is_missing_at_the_end(metrics: dict[str, Metric]) -> No
     assert ends[0] - ends[1] == pytest.approx(lost, abs=0.15)
 
 
+def test_speech_that_is_cut_off_is_no_faster(metrics: dict[str, Metric]) -> None:
+    take = recorded("garden")
+    before, after = (
+        score(metrics["prosody"], one) for one in (take, cut(take, 0.45 * take.seconds))
+    )
+    rate = [one["words"] / one["seconds"] for one in (before, after)]
+    assert after["words"] < 0.7 * before["words"]
+    assert rate[1] / rate[0] == pytest.approx(1, abs=0.15)
+
+
 def test_a_repeated_tail_is_sound_and_speech_after_the_text(metrics: dict[str, Metric]) -> None:
     take = recorded("river")
     before, after = (score(metrics["stopping"], one) for one in (take, repeating(take)))
@@ -333,11 +343,25 @@ def test_runs_agree_and_a_degraded_copy_is_worse_where_it_was_degraded(
     assert {name for name in changed if found[name] == "better"} <= {"quality.speech"}
     assert {name for name in changed if found[name] == "worse"} >= {
         "quality.overall", "quality.background", "quality.p808", "signal.floor",
-        "stopping.tail", "stopping.long_tail", "stopping.stops", "stopping.length",
-        "stopping.paced", "voice_activity.speech_tail",
+        "stopping.long_tail", "stopping.stops", "stopping.length", "stopping.paced",
         "word_times.difference", "word_times.within_80", "word_times.within_160",
     }  # fmt: skip
+    # Longer is neither better nor worse of itself; over a second is, which is said above.
+    assert found["stopping.tail"] == found["voice_activity.speech_tail"] == "differs"
     # What was not touched.
     assert {"signal.clipping", "stopping.silent", "stopping.truncated"} & changed == set()
     back = verdicts(worse, plain)
     assert back["quality.overall"] == back["word_times.difference"] == "better"
+
+
+@pytest.mark.parametrize(
+    "degrade", [lambda take: cut(take, 0.45 * take.seconds), noisy], ids=["cut", "noise"]
+)
+def test_a_run_that_is_cut_off_or_noisy_is_better_nowhere(
+    tmp_path: Path, metrics: dict[str, Metric], degrade: Degrade
+) -> None:
+    used = [metrics[kind.name] for kind in (Signal, Stopping, VoiceActivity, WordTimes, Dialogue)]
+    plain = make_run(tmp_path / "plain", used)
+    found = verdicts(plain, make_run(tmp_path / "worse", used, degrade))
+    assert [name for name, what in found.items() if what == "better"] == []
+    assert found["stopping.length"] == "worse"

@@ -89,17 +89,27 @@ def test_a_perfect_transcript_has_no_errors_however_it_is_spelled(heard: str) ->
 
 
 def test_errors_are_counted_by_kind() -> None:
-    # dog for cat, "the" left out, "very" and "old" put in; far apart, so that there is one way.
-    metric = listener("the dog sat on mat by the very old big red door")
-    take = make_take(script="[S1] The cat sat on the mat by the big red door.")
+    # dog for cat, "and" and "a" left out, three words put in; far apart, so that there is one way.
+    metric = listener("the dog sat by the very old heavy big red door slept there on mat")
+    take = make_take(script="[S1] The cat sat by the big red door and slept there on a mat.")
     scores = metric.score(take)
     names = ("substitutions", "deletions", "insertions", "errors", "words")
-    assert [scores[name] for name in names] == [1, 1, 2, 4, 11]
-    # "cat" → "dog" 3, "the " 4, "very old " 9; of 42 letters and spaces.
-    assert (scores["character_errors"], scores["characters"]) == (16, 42)
-    summary = summarise([row(take, metric)], [metric])
-    wer = summary["figures"]["generated"]["all"]["intelligibility"]["wer"]
-    assert wer["value"] == pytest.approx(100 * 4 / 11)
+    assert [scores[name] for name in names] == [1, 2, 3, 6, 14]
+    # "cat" → "dog" 3, "and " 4, "a " 2, "very old heavy " 15; of 56 letters and spaces.
+    assert (scores["character_errors"], scores["characters"]) == (24, 56)
+    figures = summarise([row(take, metric)], [metric])["figures"]["generated"]["all"]
+    found = {name: one["value"] for name, one in figures["intelligibility"].items()}
+    assert found == pytest.approx(
+        {
+            "wer": 100 * 6 / 14,
+            "cer": 100 * 24 / 56,
+            "substitutions": 100 * 1 / 14,
+            "deletions": 100 * 2 / 14,
+            "insertions": 100 * 3 / 14,
+            "perfect": 0,
+            "repeating": 0,
+        }
+    )
 
 
 def test_nothing_heard_is_all_deleted_and_a_failure() -> None:
@@ -119,6 +129,10 @@ def test_a_repeated_phrase_is_one_that_the_script_does_not_repeat() -> None:
     assert repeated("i said stop", "i said stop i said stop i said stop") == ("i said stop", 2)
     assert repeated("the end", "the the the the the the end") == ("the the the", 3)
     assert repeated("a b c d", "x b c d a") == (None, 0)
+    # Of a text shorter than a phrase: three words twice is the least.
+    assert repeated("yes", "yes yes yes") == (None, 0)
+    assert repeated("hello there", "hello there hello there") == (None, 0)
+    assert repeated("yes", "yes yes yes yes") == ("yes yes yes", 1)
     scores = listener("go home now go home now").score(make_take(script="[S1] Go home now."))
     assert listener("").failures(scores) == ["repeats 'go home now'"]
 
@@ -228,6 +242,17 @@ def test_a_tail_is_sound_after_the_last_word() -> None:
     assert bad["tail"] == pytest.approx(1.4, abs=0.03)
     assert bad["long_tail"] and not bad["stops"]
     assert Stopping().failures(bad) == ["tail of 1.4 s"]
+
+
+def test_lengths_of_silence_and_tails_have_no_direction_and_a_long_tail_has() -> None:
+    """Less of them is no better: a take that is cut off has none."""
+    better = {f"{m.name}.{f.name}": f.better for m in METRICS for f in m.figures}
+    for name in (
+        "stopping.leading", "stopping.trailing", "stopping.tail",
+        "voice_activity.lead", "voice_activity.speech_tail",
+    ):  # fmt: skip
+        assert better[name] == "", name
+    assert better["stopping.long_tail"] == "lower"
 
 
 def test_a_known_end_of_the_last_word_is_taken() -> None:
@@ -345,6 +370,28 @@ def test_turns_nearest_their_own_speaker_are_counted() -> None:
     assert metric.failures(related[3]) == ["turn of [S2] at 2.0 s sounds like the other speaker"]
     share = summarise(rows, [metric])["figures"]["generated"]["all"]["speakers"]["nearest_own"]
     assert share["value"] == pytest.approx(100 * 7 / 8)
+
+
+def test_a_turn_is_compared_with_other_prompts_alone() -> None:
+    """What is said together sounds alike: none of a turn's own prompt is in its references."""
+
+    def spoken(identifier: str, *turns: tuple[str, list[float]]) -> dict[str, Any]:
+        entries = [
+            {"speaker": speaker, "start": 0.0, "seconds": 2.0, "embedding": vector}
+            for speaker, vector in turns
+        ]
+        return {
+            "set": "set", "id": identifier, "source": "generated",
+            "scores": {"speakers": {"turns": entries}},
+        }  # fmt: skip
+
+    a, b, x, y, z = "[S1]", "[S2]", [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]
+    first = spoken("1", (a, x), (a, x), (b, z))
+    one, other = Speakers.relate([first, spoken("2", (a, y), (b, x))])
+    # By prompt 2's turns the first one's are nobody's own; with their own they would be near.
+    assert [(turn["own"], turn["other"]) for turn in one["turns"]] == [(0, 1), (0, 1), (0, 0)]
+    assert [(turn["own"], turn["other"]) for turn in other["turns"]] == [(0, 0), (0, 1)]
+    assert one["nearest"] == other["nearest"] == 0
 
 
 def test_recordings_say_what_a_speaker_sounds_like_and_swapped_voices_show() -> None:

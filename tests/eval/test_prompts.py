@@ -6,15 +6,19 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from dia2_jax.config import load_dia2_config
 from dia2_jax.errors import DataError
 from dia2_jax.text.script import parse_script, speakable
 from dia2_jax.text.tokenizer import Tokenizer
+from eval.scoring.intelligibility import Intelligibility
 from eval.scoring.prompts import FOLDER, Prompt, PromptVoice, built_in, read_set, read_sets
 from eval.scoring.scripts import script_words
+from eval.scoring.takes import Take
 
 TINY = Path(__file__).parent.parent / "golden" / "parity"
 
@@ -95,6 +99,10 @@ def test_a_manifest_of_a_corpus_is_a_prompt_set(tmp_path: Path) -> None:
         ),
         ('{"id": "a", "script": "b", "seconds": 1e999}', "seconds must be a number above 0"),
         ('{"id": "a", "script": "b", "kind": null}', "kind must be a text"),
+        ('{"id": "a", "script": "b", "also": "c"}', 'also must be a list of texts .*got "c"'),
+        ('{"id": "a", "script": "b", "also": [1]}', "also must be a list of texts"),
+        ('{"id": "a", "script": "b", "also": [" "]}', "also must be a list of texts"),
+        ('{"id": "a", "script": "b", "also": null}', "also must be a list of texts"),
         ('{"id": "a", "script": "b", "reference": ""}', "reference must be the path"),
         (r'{"id": "a", "script": "\ud83d"}', "is no JSON .*surrogates not allowed"),
         ("[" * 100_000, "is no JSON .*recursion"),
@@ -111,6 +119,71 @@ def test_a_text_may_hold_any_line_end_but_its_own(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes(f"\ufeff{row}\r\n\r\n".encode())
     (prompt,) = read_set(str(tmp_path / "p.jsonl")).prompts
     assert prompt.script == "[S1] One.\u2028Two."
+
+
+def test_a_prompt_may_accept_further_transcripts(tmp_path: Path) -> None:
+    row = {"id": "a", "script": "[S1] Baker St.", "also": ["Baker Street."]}
+    (tmp_path / "p.jsonl").write_text(f'{json.dumps(row)}\n{{"id": "b", "script": "[S1] Hi."}}')
+    a, b = read_set(str(tmp_path / "p.jsonl")).prompts
+    assert (a.also, b.also) == (("Baker Street.",), ())
+
+
+def listener(text: str) -> Intelligibility:
+    return Intelligibility(lambda wave, rate: text, {})
+
+
+def test_a_transcript_that_the_prompt_accepts_has_no_errors() -> None:
+    prompt = Prompt(
+        "set", "a", "line", "[S1] Baker St. 3, approx.",
+        also=("Baker Street 3, approximately.", "Hmm."),
+    )  # fmt: skip
+
+    def heard(text: str) -> dict[str, Any]:
+        silence = np.zeros(24_000, np.float32)
+        return listener(text).score(Take("generated", prompt, silence, 24_000))
+
+    for perfect in ("Baker St. 3, approx.", "Baker Street three approximately"):
+        assert heard(perfect)["perfect"] and heard(perfect)["words"] == 4
+    # Compared with the one that it is nearest to; no alternative of no words accepts silence.
+    far = heard("Baker Street 3 or so")
+    assert (far["errors"], far["script_normalised"]) == (2, "baker street 3 approximately")
+    assert heard("Baker St. 4")["script_normalised"] == "baker saint 3 approx"
+    assert (heard("")["deletions"], heard("")["errors"]) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "heard"),
+    [
+        ("lines/line-004", "Call me back at 555-0147."),
+        ("lines/line-004", "Call me back at five, five, five, zero, one, four, seven."),
+        ("stress/stress-012", "Dr. Smith lives at 221 Baker Street, approx 3km from St. Mary's."),
+        (
+            "stress/stress-012",
+            "Doctor Smith lives at 221 Baker Street, approximately three kilometres from Saint "
+            "Mary's.",
+        ),
+        (
+            "stress/stress-013",
+            "The CEO of NASA's IT department met the FBI, the BBC and UNESCO at 7pm.",
+        ),
+        ("stress/stress-014", "e.g. 5kg at $4.99 per kg, i.e. under $25 including VAT"),
+        (
+            "stress/stress-014",
+            "For example, five kilograms at $4.99 per kilogram, that is under $25 including VAT.",
+        ),
+        ("stress/stress-020", "Hey, visit https://example.org now, okay?"),
+    ],
+)
+def test_a_perfect_reading_of_numbers_and_abbreviations_has_no_errors(
+    name: str, heard: str
+) -> None:
+    of, identifier = name.split("/")
+    (prompt,) = (prompt for prompt in read_set(of).prompts if prompt.id == identifier)
+    scores = listener(heard).compare(prompt.script, heard, prompt.also)
+    assert scores["perfect"], (scores["script_normalised"], scores["transcript_normalised"])
+    # It is the right words that are accepted, not any.
+    worse = listener(heard).compare(prompt.script, heard.replace(" at ", " in ", 1), prompt.also)
+    assert worse["errors"] == (" at " in heard)
 
 
 def test_sets_are_told_apart_by_name(tmp_path: Path) -> None:

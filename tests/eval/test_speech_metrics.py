@@ -220,8 +220,38 @@ def test_sound_tags_are_no_words_of_the_rate(prosody: Prosody) -> None:
     assert alone is not None and alone["words"] is None
     # Laughter at the end of a text is no slower speech.
     steady = tuple(word(0.3 * i) for i in range(LONG))
-    late = (SpokenWord("(laughs)", "[S1]", 60.0 + i) for i in range(9))
-    assert drift(make_take(buzz(1.0), words=(*steady, *late))) == pytest.approx(1)
+    late = (SpokenWord("(laughs)", "[S1]", 9.0 + i) for i in range(9))
+    assert drift(make_take(buzz(20.0), words=(*steady, *late))) == pytest.approx(1)
+
+
+def test_words_after_the_last_sound_were_not_spoken(prosody: Prosody) -> None:
+    words = tuple(word(0.25 * i) for i in range(8))
+    whole, cut, silent = (
+        prosody.score(make_take(*parts, words=words))
+        for parts in ([buzz(2.0)], [buzz(1.1)], [buzz(1.1), silence(0.9)])
+    )
+    assert whole is not None and cut is not None and silent is not None
+    assert (whole["words"], cut["words"], silent["words"]) == (8, 5, 5)
+    # Cutting a take is no faster speech.
+    assert cut["words"] / cut["seconds"] < 1.2 * whole["words"] / whole["seconds"]
+    many = tuple(word(0.1 * i) for i in range(LONG))
+    assert drift(make_take(buzz(3.0), words=many)) == pytest.approx(1)
+    assert drift(make_take(buzz(2.5), words=many)) is None
+
+
+def test_a_few_voiced_frames_say_nothing(prosody: Prosody) -> None:
+    """Half a second voiced is the least, of a turn, a speaker or a take."""
+    few = prosody.score(make_take(buzz(0.3, 120), words=(word(0.0),)))
+    assert few is not None and few["turns"] == 0
+    for name in ("f0_s1", "f0_s2", "one_tone", "tone", "energy_range"):
+        assert few[name] is None, name
+    # Two short turns of one speaker are enough together, not each; the other's one is not.
+    words = (word(0.0), word(0.4, 2), word(0.7))
+    parts = (buzz(0.4, 120), buzz(0.3, 220), buzz(0.4, 120))
+    some = prosody.score(make_take(*parts, words=words))
+    assert some is not None and some["turns"] == 0
+    assert some["f0_s1"] == pytest.approx(120, rel=0.03) and some["f0_s2"] is None
+    assert some["one_tone"] is not None and some["energy_range"] is not None
 
 
 def test_the_hum_of_a_silence_is_no_pitch(prosody: Prosody) -> None:
@@ -256,11 +286,11 @@ def test_a_hum_under_speech_without_a_pitch_is_said_to_be_one(prosody: Prosody) 
 
 def test_speeding_up_shows_as_drift(prosody: Prosody) -> None:
     steady = tuple(word(0.3 * i) for i in range(LONG))
-    assert drift(make_take(buzz(1.0), words=steady)) == pytest.approx(1)
+    assert drift(make_take(buzz(9.0), words=steady)) == pytest.approx(1)
     times = np.cumsum(np.repeat([0.3, 0.25, 0.2], LONG // 3)) - 0.3
     hurried = make_take(buzz(float(times[-1]) + 0.3), words=tuple(word(float(t)) for t in times))
     assert drift(hurried) == pytest.approx(1.5, rel=0.06)
-    assert drift(make_take(buzz(1.0), words=steady[:-1])) is None
+    assert drift(make_take(buzz(9.0), words=steady[:-1])) is None
     scores = prosody.score(hurried)
     assert scores is not None
     reasons = prosody.failures(scores)

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dia2_jax import Dia2
 from dia2_jax.audio import SAMPLE_RATE as RATE
 from dia2_jax.audio import read_audio
 from eval.scoring.metric import Options, Unavailable
 from eval.scoring.prompts import Prompt
 from eval.scoring.registry import open_metrics
 from eval.scoring.scripts import SpokenWord
+from eval.scoring.signal import Signal
+from eval.scoring.sources import Studio, sounding_starts
+from eval.scoring.stopping import Stopping
 from eval.scoring.summary import summarise
 from eval.scoring.takes import Take
 from eval.scoring.word_times import FAR, WordTimes
@@ -116,6 +120,34 @@ def test_words_without_a_sound_are_left_out(metric: WordTimes) -> None:
     assert with_one == metric.score(take)
     assert metric.score(with_wave(take, take.wave, [laugh])) is None
     assert metric.score(with_wave(take, take.wave, [])) is None
+
+
+def test_a_model_s_words_are_where_they_sound(metric: WordTimes) -> None:
+    """Nano reports a word two frames after it begins, as it was trained to; a take does not."""
+    script = "[S1] The meeting starts in five minutes. [S2] Already? I have not opened the slides."
+    prompt = Prompt("set", "a", "dialogue", script)
+    take = Studio(Dia2.from_pretrained()).take("generated", prompt, 0)
+    assert len(take.words) == 13
+    starts = [word.start for word in take.words]
+    late = np.array(take.about["reported_starts"]) - starts
+    assert take.about["reported_starts"][0] == 0.16 and starts[0] == 0
+    assert late == pytest.approx(np.full(13, 0.16))
+    # Each turn begins at its first word, not two frames into it.
+    assert [turn.start for turn in take.turns()] == [starts[0], starts[6]]
+    scores = metric.score(take)
+    assert scores is not None and scores["aligned"] == 13
+    assert abs(scores["offset"]) < 80  # a frame
+    assert scores["within_80"] > 13 / 2
+    # What sounds from the start on is the first word, no noise before it.
+    signal = Signal.open(Options()).score(take)
+    assert signal is not None and signal["leading_noise"] is None
+    assert Signal.open(Options()).failures(signal) == []
+    assert take.audible[0] < 0.1 and Stopping().failures(Stopping().score(take)) == []
+
+
+def test_reported_times_are_two_frames_late_whatever_a_frame_is() -> None:
+    assert sounding_starts([0.0, 0.08, 0.16, 1.0], 12.5) == pytest.approx([0, 0, 0, 0.84])
+    assert sounding_starts([0.16, 1.0], 25.0) == pytest.approx([0.08, 0.92])
 
 
 def test_without_pocketsphinx_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
