@@ -13,25 +13,30 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from dia2_jax.audio import voiced_span
-from dia2_jax.errors import ConfigError
-from dia2_jax.typing import Float, Int
-from eval.command import OutputFolder, Resumable, integers, metric_options, names
-from eval.scoring import sources as making
-from eval.scoring.evaluation import (
-    EXIT_STATUS,
-    conclude,
-    evaluate,
-    measuring,
-    progress,
-    start,
-    versions,
-)
-from eval.scoring.metric import Options, Row
-from eval.scoring.prompts import Prompt, read_sets
-from eval.scoring.registry import require_known
-from eval.scoring.run_folder import RunFolder
-from eval.scoring.takes import RECORDING, Take
+from eval.needed import needed_from
+
+with needed_from("naturalness"):
+    from dia2_jax.audio import voiced_span
+    from dia2_jax.errors import ConfigError
+    from dia2_jax.typing import Float, Int
+    from eval.command import OutputFolder, Resumable, integers, metric_options, names
+    from eval.scoring import sources as making
+    from eval.scoring.added_metrics import score_added
+    from eval.scoring.evaluation import (
+        EXIT_STATUS,
+        conclude,
+        evaluate,
+        measuring,
+        progress,
+        start,
+        versions,
+    )
+    from eval.scoring.metric import Options, Row
+    from eval.scoring.prompts import Prompt, read_sets
+    from eval.scoring.registry import require_known
+    from eval.scoring.report import Section
+    from eval.scoring.run_folder import open_run, refuse_taken
+    from eval.scoring.takes import RECORDING, Take
 
 if TYPE_CHECKING:
     from dia2_jax.mimi.runtime import Codec
@@ -60,7 +65,8 @@ and of the codes how much of every codebook is used.
 
 \b
 OUT holds the files of a run of eval.naturalness; codebooks.json says how codebooks are used. A
-stopped run goes on where it was, with the same command. eval.compare compares two runs.
+stopped run goes on where it was, with the same command; with more metrics, what is there is scored
+with them first. One run at a time works in a folder. eval.compare compares two runs.
 
 {EXIT_STATUS.format(unusable="a codec, prompt, option or folder")}"""
 
@@ -169,23 +175,25 @@ def codebook_usage(rows: Iterable[Row], entries: int) -> list[dict[str, float]]:
     ]
 
 
-def usage_table(usage: Sequence[dict[str, float]], rows: Sequence[Row]) -> list[str]:
-    """Lines of Markdown: the codebooks, and how far streaming is from the whole."""
-    lines = ["", "## Codebooks", "", "| codebook | entries used, % | perplexity | bits a frame |"]
-    lines += ["|---|---|---|---|"]
-    for index, one in enumerate(usage):
-        lines.append(
-            f"| {index} | {100 * one['used']:.1f} | {one['perplexity']:.1f} | {one['bits']:.2f} |"
-        )
+def usage_table(usage: Sequence[dict[str, float]], rows: Sequence[Row]) -> Section:
+    """The codebooks, and how far streaming is from the whole."""
     streamed = [row["difference"] for row in rows if "difference" in row]
+    note = ""
     if streamed:
-        lines += [
-            "",
+        note = (
             f"Streamed against whole, {len(streamed)} recordings: "
             f"{sum(one['codes'] for one in streamed)} codes differ; largest difference of a "
-            f"sample {max(one['wave'] for one in streamed):.1e} of full scale.",
-        ]
-    return lines
+            f"sample {max(one['wave'] for one in streamed):.1e} of full scale."
+        )
+    return Section(
+        "Codebooks",
+        ("codebook", "entries used, %", "perplexity", "bits a frame"),
+        [
+            (f"{i}", f"{100 * one['used']:.1f}", f"{one['perplexity']:.1f}", f"{one['bits']:.2f}")
+            for i, one in enumerate(usage)
+        ],
+        note,
+    )
 
 
 @click.command(cls=Resumable, epilog=EPILOG)
@@ -225,6 +233,7 @@ def main(
     \b
       python -m eval.codec nano -p data/nano/corpus/test.jsonl --limit 40 -o runs/codec
     """
+    refuse_taken(out)
     whole = read_sets(prompts)
     sets = [each.limited(limit) for each in whole]
     if not any(prompt.reference for each in sets for prompt in each.prompts):
@@ -234,40 +243,43 @@ def main(
     making.check_files(sets)
     wanted = metrics or MEASURED
     require_known(wanted)
-    runtime, most, identity = making.open_codec(codec)
+    runtime, most, found = making.open_codec(codec)
     counts = _counts(codebooks, most)
     opened, left_out = measuring(Options(asr, speaker_model, utmos), wanted)
     maker = Resynthesis(runtime, counts)
-    folder = RunFolder(
-        out,
-        {
-            "codec": identity,
-            "codebooks": counts,
-            "versions": versions(),
-            "prompts": {each.name: each.digest for each in whole},
-            "metrics": {metric.name: metric.identity() for metric in opened},
-        },
-    )
-    start(
-        folder,
-        "eval.codec",
-        {
-            "codec": codec,
-            "prompts": {each.name: str(each.path) for each in sets},
-            "limit": limit,
-            "left_out": left_out,
-        },
-    )
-    rows = evaluate(maker.take, sets, opened, folder, maker.sources, progress=progress(quiet))
-    usage = codebook_usage(rows, runtime.mimi.codebook_size)
-    folder.write_json("codebooks.json", usage)
+    identity = {
+        "codec": found,
+        "codebooks": counts,
+        "versions": versions(),
+        "prompts": {each.name: each.digest for each in whole},
+        "metrics": {metric.name: metric.identity() for metric in opened},
+    }
     about = {
         "codec": codec,
         "prompts": ", ".join(f"{each.name} ({len(each.prompts)})" for each in sets),
         "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
         "not measured": "; ".join(left_out) or "nothing was left out",
     }
-    conclude(folder, rows, opened, about, f"Codec {codec}", usage_table(usage, rows), quiet=quiet)
+    bar = progress(quiet)
+    with open_run(out, identity) as folder:
+        score_added(maker.take, whole, opened, folder, progress=bar)
+        start(
+            folder,
+            "eval.codec",
+            {
+                "codec": codec,
+                "prompts": {each.name: str(each.path) for each in sets},
+                "limit": limit,
+                "left_out": left_out,
+            },
+        )
+        rows = evaluate(maker.take, sets, opened, folder, maker.sources, progress=bar)
+        usage = codebook_usage(rows, runtime.mimi.codebook_size)
+        folder.write_json("codebooks.json", usage)
+        conclude(
+            folder, rows, opened, about, f"Codec {codec}", [usage_table(usage, rows)],
+            judged=maker.whole, quiet=quiet,
+        )  # fmt: skip
 
 
 def _counts(asked: Sequence[int] | None, most: int) -> list[int]:

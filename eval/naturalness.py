@@ -12,26 +12,30 @@ from typing import Any
 
 import click
 
-from dia2_jax import hub
-from dia2_jax.errors import ConfigError
-from eval.command import OutputFolder, Resumable, integers, metric_options, names
-from eval.latency_machine import package_versions
-from eval.scoring import sources as making
-from eval.scoring.evaluation import (
-    EXIT_STATUS,
-    conclude,
-    evaluate,
-    measuring,
-    progress,
-    start,
-    versions,
-)
-from eval.scoring.metric import Options
-from eval.scoring.prompts import built_in, read_sets
-from eval.scoring.registry import require_known
-from eval.scoring.run_folder import RunFolder
-from eval.scoring.sources import Studio
-from eval.scoring.takes import GENERATED, RESYNTHESIS, SOURCES
+from eval.needed import needed_from
+
+with needed_from("naturalness"):
+    from dia2_jax import hub
+    from dia2_jax.errors import ConfigError
+    from eval.command import OutputFolder, Resumable, integers, metric_options, names
+    from eval.latency_machine import package_versions
+    from eval.scoring import sources as making
+    from eval.scoring.added_metrics import score_added
+    from eval.scoring.evaluation import (
+        EXIT_STATUS,
+        conclude,
+        evaluate,
+        measuring,
+        progress,
+        start,
+        versions,
+    )
+    from eval.scoring.metric import Options
+    from eval.scoring.prompts import built_in, read_sets
+    from eval.scoring.registry import require_known
+    from eval.scoring.run_folder import open_run, refuse_taken
+    from eval.scoring.sources import Studio
+    from eval.scoring.takes import GENERATED, RESYNTHESIS, SOURCES
 
 EPILOG = f"""\b
 Prompts: {", ".join(built_in())} of eval/prompts (its README.md tells their format), or the path of
@@ -69,6 +73,9 @@ OUT becomes
 \b
 A stopped run goes on where it was: run the same command again, with more seeds or a higher limit if
 you like. It does so only under the versions of dia2-jax, JAX and NumPy that it was started with.
+With more metrics, as when a package that was missing is there now, it first scores with them what
+was spoken before; other settings of a metric that it had are another run. One run at a time works
+in a folder.
 The seed of a take is made of the run's seed and the prompt's id.
 
 {EXIT_STATUS.format(unusable="a checkpoint, prompt, option or folder")}"""
@@ -200,6 +207,7 @@ def main(
       python -m eval.naturalness nano cfg_scale=1.0 -p everyday -o runs/everyday
       python -m eval.naturalness runs/codec/export --codec-only -p corpus/test.jsonl -o runs/codec
     """
+    refuse_taken(out)
     making.read_settings(overrides)  # a misspelt one shows before anything is loaded
     whole = read_sets(prompts)
     sets = [each.limited(limit) for each in whole]
@@ -223,19 +231,6 @@ def main(
     identity["versions"] = versions()
     identity["prompts"] = {each.name: each.digest for each in whole}
     identity["metrics"] = {metric.name: metric.identity() for metric in opened}
-    folder = RunFolder(out, identity)
-    start(
-        folder,
-        "eval.naturalness",
-        {
-            "checkpoint": checkpoint,
-            "prompts": {each.name: str(each.path) for each in sets},
-            "seeds": list(seeds),
-            "limit": limit,
-            "left_out": left_out,
-            "sources": list(wanted),
-        },
-    )
     about = {
         "checkpoint": checkpoint,
         "settings": " ".join(overrides) or "the model's own",
@@ -244,15 +239,30 @@ def main(
         "versions": ", ".join(f"{name} {value}" for name, value in identity["versions"].items()),
         "not measured": "; ".join(left_out) or "nothing was left out",
     }
-    rows = evaluate(
-        studio.take,
-        sets,
-        opened,
-        folder,
-        lambda prompt: making.sources_of(prompt, wanted, seeds),
-        progress=progress(quiet),
-    )
-    conclude(folder, rows, opened, about, f"Naturalness of {checkpoint}", quiet=quiet)
+    bar = progress(quiet)
+    with open_run(out, identity) as folder:
+        score_added(studio.take, whole, opened, folder, progress=bar)
+        start(
+            folder,
+            "eval.naturalness",
+            {
+                "checkpoint": checkpoint,
+                "prompts": {each.name: str(each.path) for each in sets},
+                "seeds": list(seeds),
+                "limit": limit,
+                "left_out": left_out,
+                "sources": list(wanted),
+            },
+        )
+        rows = evaluate(
+            studio.take,
+            sets,
+            opened,
+            folder,
+            lambda prompt: making.sources_of(prompt, wanted, seeds),
+            progress=bar,
+        )
+        conclude(folder, rows, opened, about, f"Naturalness of {checkpoint}", quiet=quiet)
 
 
 if __name__ == "__main__":

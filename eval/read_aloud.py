@@ -20,19 +20,22 @@ from pathlib import Path
 import click
 import numpy as np
 
-from dia2_jax.audio import write_wav
-from dia2_jax.checkpoint import staged_folder
-from dia2_jax.errors import DataError
-from eval.scoring.prompts import read_set, rows_of
-from train.command import EXPORT_EPILOG, Program
-from train.config import read_config
-from train.corpus_making.assembly import Unclear, record
-from train.corpus_making.cleaning import split_sentences
-from train.corpus_making.config import CorpusConfig
-from train.corpus_making.pools import Turn
-from train.corpus_making.scripts import Item
-from train.corpus_making.shards import word_rows
-from train.corpus_making.workers import make_voice
+from eval.needed import needed_from
+
+with needed_from("corpus,train"):
+    from dia2_jax.audio import write_wav
+    from dia2_jax.checkpoint import staged_folder
+    from dia2_jax.errors import DataError
+    from eval.scoring.prompts import read_set, rows_of
+    from train.command import EXPORT_EPILOG, Program
+    from train.config import read_config
+    from train.corpus_making.assembly import Unclear, record
+    from train.corpus_making.cleaning import split_sentences
+    from train.corpus_making.config import CorpusConfig
+    from train.corpus_making.pools import Turn
+    from train.corpus_making.scripts import Item
+    from train.corpus_making.shards import word_rows
+    from train.corpus_making.workers import make_voice
 
 _TURN = re.compile(r"\[S([12])\]([^\[]*)")
 

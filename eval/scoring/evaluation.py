@@ -27,14 +27,14 @@ from dia2_jax.errors import (
     ScriptError,
 )
 from eval import latency_machine
-from eval.scoring.metric import Metric, Options, Row
+from eval.scoring.metric import Metric, Options, Row, Unavailable
 from eval.scoring.page import page
 from eval.scoring.prompts import Prompt, PromptSet
 from eval.scoring.registry import open_metrics
-from eval.scoring.report import report
+from eval.scoring.report import Section, report
 from eval.scoring.run_folder import Key, RunFolder
 from eval.scoring.summary import summarise
-from eval.scoring.takes import RECORDING, Take
+from eval.scoring.takes import GENERATED, RECORDING, Take
 
 #: What one prompt's script, voice or recording can be the reason of; stress scripts are meant to.
 OF_ONE_TAKE = (ScriptError, PrefixError, AlignmentError, AudioError, NonFiniteError)
@@ -81,38 +81,58 @@ def evaluate(
         for source, seed in sources(prompt)
     ]
     for row_key in progress([k for k in keys if k not in folder.rows]):
-        name, identifier, source, seed = row_key
-        prompt = prompts[name, identifier]
-        row: dict[str, Any] = {
-            "set": name,
-            "id": identifier,
-            "source": source,
-            "seed": seed,
-            "kind": prompt.kind,
-            "script": prompt.script,
-        }
-        try:
-            take = make(source, prompt, seed)
-            # A metric may read the voice that the prompt names.
-            scores = {metric.name: metric.score(take) for metric in metrics}
-        except OF_ONE_TAKE as error:
-            folder.add({**row, "error": str(error)})
-            continue
-        if source == RECORDING:
-            row["audio"] = str(prompt.reference)
-        else:
-            place = folder.audio(row_key)
-            write_wav(place, take.wave, take.rate)
-            row["audio"] = str(place.relative_to(folder.path))
-        row["seconds"] = take.seconds
-        row["words"] = [
-            {"text": word.text, "speaker": word.speaker, "start": word.start, "end": word.end}
-            for word in take.words
-        ]
-        row |= take.about
-        row["scores"] = {name: found for name, found in scores.items() if found is not None}
-        folder.add(row)
+        folder.add(measure(make, prompts[row_key[:2]], row_key, metrics, folder))
     return [folder.rows[row_key] for row_key in keys]
+
+
+def measure(
+    make: Callable[[str, Prompt, int | None], Take],
+    prompt: Prompt,
+    row_key: Key,
+    metrics: Sequence[Metric],
+    folder: RunFolder,
+) -> Row:
+    """The row of a take that is made, scored, and kept in the folder's ``audio``.
+
+    A recording is not copied: its row has the whole path of it.
+    """
+    name, identifier, source, seed = row_key
+    row: dict[str, Any] = {
+        "set": name,
+        "id": identifier,
+        "source": source,
+        "seed": seed,
+        "kind": prompt.kind,
+        "script": prompt.script,
+    }
+    try:
+        take = make(source, prompt, seed)
+        # A metric may read the voice that the prompt names.
+        scores = scores_of(take, metrics)
+    except OF_ONE_TAKE as error:
+        return {**row, "error": str(error)}
+    if source == RECORDING:
+        assert prompt.reference is not None
+        # Runs go on from other directories, too.
+        row["audio"] = str(prompt.reference.resolve())
+    else:
+        place = folder.audio(row_key)
+        write_wav(place, take.wave, take.rate)
+        row["audio"] = str(place.relative_to(folder.path))
+    row["seconds"] = take.seconds
+    row["words"] = [
+        {"text": word.text, "speaker": word.speaker, "start": word.start, "end": word.end}
+        for word in take.words
+    ]
+    if source == GENERATED:
+        row["truncated"] = take.truncated
+    return {**row, **take.about, "scores": scores}
+
+
+def scores_of(take: Take, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Scores of a take by metric, of those that apply to it."""
+    found = {metric.name: metric.score(take) for metric in metrics}
+    return {name: scores for name, scores in found.items() if scores is not None}
 
 
 def conclude(
@@ -121,25 +141,34 @@ def conclude(
     metrics: Sequence[Metric],
     about: Mapping[str, Any],
     title: str,
-    more: Sequence[str] = (),
+    more: Sequence[Section] = (),
     *,
+    judged: str | None = None,
     quiet: bool,
 ) -> None:
     """Write ``summary.json``, ``report.md`` and ``report.html``, and end the program.
 
     The report goes to standard output; where it is and how many takes failed to standard error.
-    The status is 1 if all did.
+    Without jinja2 there is no ``report.html``, and a line that says so. The status is 1 if all
+    takes failed.
 
     Args:
       about: what is said at the top, name by name.
-      more: lines of Markdown that end the report.
+      more: tables besides those of figures.
+      judged: as :func:`eval.scoring.page.page` takes it.
       quiet: leave standard output alone.
     """
     summary = summarise(rows, metrics)
     folder.write_json("summary.json", summary)
-    text = "\n".join([report(title, about, summary, rows, metrics), *more])
+    text = report(title, about, summary, rows, metrics, more, judged)
     folder.write_text("report.md", text)
-    folder.write_text("report.html", page(title, about, summary, rows, metrics, folder.path))
+    try:
+        html = page(title, about, summary, rows, metrics, folder.path, more, judged)
+    except Unavailable as error:
+        (folder.path / "report.html").unlink(missing_ok=True)  # of fewer rows
+        click.echo(f"report.html is left out: {error}", err=True)
+    else:
+        folder.write_text("report.html", html)
     if not quiet:
         click.echo(text)
     failed = sum("error" in row for row in rows)

@@ -7,6 +7,7 @@ such score. PESQ (ITU-T P.862.2, package ``pesq``) and STOI (Taal et al., 2011, 
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,11 @@ class Fidelity(Metric):
 
     @classmethod
     def open(cls, options: Options) -> Fidelity:
-        """Needs nothing that evaluation can lack."""
+        """With librosa, which makes the mel bands."""
+        try:
+            importlib.import_module("librosa.filters")
+        except ImportError as error:
+            raise Unavailable(f'needs librosa ({error}): pip install "dia2-jax[eval]"') from error
         return cls(package_versions("jax", "librosa"))
 
     def identity(self) -> dict[str, Any]:

@@ -4,16 +4,20 @@
         summary.json  report.md  report.html
 
 ``run.json`` says what the scores depend on (``identity``) and what else is good to know. A run goes
-on where it stopped if its identity is still the same; rows that are there are kept.
+on where it stopped if its identity is still the same, or has metrics that it lacked (`RunFolder`);
+rows that are there are kept. While it works, no other run may work in its folder (`taken`).
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,61 @@ from dia2_jax.errors import ConfigError, DataError
 from eval.scoring.metric import Row
 from eval.scoring.takes import GENERATED
 
-FORMAT = 1
+#: Raised whenever a row means something else: in 2, words are where they sound.
+FORMAT = 2
 
 #: What tells rows of a run apart.
 Key = tuple[str, str, str, int | None]
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[None]:
+    """Hold the folder of a run, so that a second start does not do its work again between its rows.
+
+    The lock is one of the folder itself and ends with the process, however that ends: nothing is
+    left behind. Some network file systems refuse it; runs are not kept apart there.
+
+    Raises:
+      ConfigError: another run holds it.
+      OSError: there is no such folder.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{path}: another run works in it; wait for its end or stop it (Ctrl-C; the same "
+                "command goes on from there), or name another folder with --out"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def refuse_taken(path: Path) -> None:
+    """Find early, before anything is loaded, that another run works in a folder.
+
+    Raises:
+      ConfigError: it does.
+    """
+    if path.is_dir():
+        with taken(path):
+            pass
+
+
+@contextmanager
+def open_run(path: Path, identity: Mapping[str, Any]) -> Iterator[RunFolder]:
+    """The folder of a run, for this one alone; made if it is not there.
+
+    Raises:
+      ConfigError, DataError: as `taken` and `RunFolder`.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with taken(path):
+        yield RunFolder(path, identity)
 
 
 class RunFolder:
@@ -33,16 +88,20 @@ class RunFolder:
     Attributes:
       path: the folder.
       rows: what has been scored, by :func:`key`.
+      added: names of metrics in ``identity["metrics"]`` that the run there lacks; its rows have no
+        scores of them yet (`eval.scoring.added_metrics`).
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         """
         Raises:
-          ConfigError: the folder holds something else, or a run with another identity.
+          ConfigError: the folder holds something else, or a run whose identity differs in more
+            than `added`.
           DataError: its rows cannot be read.
         """
         self.path = path
         self._identity = json.loads(json.dumps({"format": FORMAT, **identity}))
+        self.added: list[str] = []
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file; name a folder for the run with --out")
         if (path / "run.json").is_file():
@@ -61,6 +120,12 @@ class RunFolder:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.rows[key(row)] = row
+
+    def replace_rows(self, rows: Mapping[Key, Row]) -> None:
+        """Write these rows in place of those that are there, all of them or none."""
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()]
+        self.write_text(self._file.name, "".join(lines))
+        self.rows = dict(rows)
 
     def audio(self, row_key: Key) -> Path:
         """Where the audio of a row is kept."""
@@ -92,12 +157,16 @@ class RunFolder:
     def _refuse_another(self) -> None:
         place = self.path / "run.json"
         try:
-            old = json.loads(place.read_text(encoding="utf-8"))["identity"]
+            old = dict(json.loads(place.read_text(encoding="utf-8"))["identity"])
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{place}: cannot be read, so nobody knows what its rows belong to; name another "
                 "folder with --out"
             ) from None
+        had, wanted = (each.get("metrics") or {} for each in (old, self._identity))
+        self.added = [name for name in wanted if name not in had]
+        if self.added:
+            old["metrics"] = {**had, **{name: wanted[name] for name in self.added}}
         changed = _changes(old, self._identity)
         if changed:
             raise ConfigError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dia2_jax.audio import read_audio, write_wav
+from dia2_jax.mimi.runtime import StreamingDecoder, StreamingEncoder
 from eval import codec
 from eval.scoring.fidelity import Fidelity, Perceived, si_sdr
-from eval.scoring.metric import Options
+from eval.scoring.metric import Options, Unavailable
 from eval.scoring.prompts import Prompt
 from eval.scoring.summary import summarise
 from eval.scoring.takes import Take
@@ -48,6 +51,13 @@ def test_the_mel_distance_of_a_gain_is_its_logarithm() -> None:
     short = noise[:24_000]
     found = Fidelity.open(Options()).score(take(short / 2, short))
     assert found is not None and found["mel_distance"] == pytest.approx(np.log(2) / 2, abs=0.02)
+
+
+def test_the_mel_distance_needs_librosa(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("librosa", "librosa.filters"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(Unavailable, match=r'needs librosa .*pip install "dia2-jax\[eval\]"'):
+        Fidelity.open(Options())
 
 
 @pytest.mark.parametrize("decibels", [0, 10, 30])
@@ -87,6 +97,28 @@ def test_listening_models_get_original_and_output_at_their_rate() -> None:
     assert given_to == [(3 * 16_000, 3 * 16_000)]
 
 
+def test_pesq_and_stoi_are_told_which_is_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As their packages take them: pesq(fs, ref, deg, mode), stoi(clean, processed, fs)."""
+    told: dict[str, Any] = {}
+
+    def pesq(fs: int, ref: np.ndarray, deg: np.ndarray, mode: str, on_error: Any) -> float:
+        told["pesq"] = (fs, np.abs(ref).max(), np.abs(deg).max(), mode)
+        return 3.0
+
+    def stoi(clean: np.ndarray, processed: np.ndarray, fs: int) -> float:
+        told["stoi"] = (fs, np.abs(clean).max(), np.abs(processed).max())
+        return 0.5
+
+    errors = SimpleNamespace(RETURN_VALUES=1)
+    monkeypatch.setitem(sys.modules, "pesq", SimpleNamespace(pesq=pesq, PesqError=errors))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pystoi", SimpleNamespace(stoi=stoi))  # type: ignore[arg-type]
+    found = Perceived.open(Options()).score(take(SPEECH / 2))
+    assert found == {"pesq": 3.0, "stoi": 0.5, "not_measured": False}
+    rate, original, heard, mode = told["pesq"]
+    assert (rate, mode) == (16_000, "wb") and told["stoi"] == (rate, original, heard)
+    assert original == pytest.approx(2 * heard, rel=1e-5)
+
+
 def test_too_little_speech_for_stoi_is_left_out_and_counted() -> None:
     """pystoi says 0.00001 of it, which would pull down the mean of the others."""
     pytest.importorskip("pystoi", reason="runs with the extra fidelity")
@@ -119,9 +151,8 @@ def prompts(tmp_path: Path) -> Path:
     return file
 
 
-def run(*arguments: object) -> Result:
-    metrics = ("--metrics", "fidelity,signal")
-    return CliRunner().invoke(codec.main, ["-q", *metrics, *map(str, arguments)])
+def run(*arguments: object, metrics: str = "fidelity,signal") -> Result:
+    return CliRunner().invoke(codec.main, ["-q", "--metrics", metrics, *map(str, arguments)])
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -129,15 +160,38 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["source"]: row for row in map(json.loads, lines)}
 
 
+class Counted:
+    """Samples and frames that are pushed through both ends of a stream at a time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.encoded: list[int] = []
+        self.decoded: list[int] = []
+        encode, decode = StreamingEncoder.push, StreamingDecoder.push
+
+        def encoding(encoder: StreamingEncoder, wave: Any) -> Any:
+            self.encoded.append(np.shape(wave)[-1])
+            return encode(encoder, wave)
+
+        def decoding(decoder: StreamingDecoder, codes: Any) -> Any:
+            self.decoded.append(np.shape(codes)[-1])
+            return decode(decoder, codes)
+
+        monkeypatch.setattr(StreamingEncoder, "push", encoding)
+        monkeypatch.setattr(StreamingDecoder, "push", decoding)
+
+
 def test_a_run_scores_every_number_of_codebooks_and_the_stream(
-    tmp_path: Path, prompts: Path
+    tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "run"
+    out, counted = tmp_path / "run", Counted(monkeypatch)
     result = run(TINY, "-p", prompts, "-o", out, "--codebooks", "1,3")
     assert result.exit_code == 0, result.output
     rows = rows_of(out)
     names = ["recording", "codebooks-1", "codebooks-3", "codebooks-3-streamed"]
     assert list(rows) == names
+    # The stream alone goes frame by frame: 3 s in pieces of 80 ms, the last one half of that.
+    assert set(counted.encoded[:-1]) == {64} and len(counted.encoded) == 38
+    assert sum(counted.decoded) == 38 and max(counted.decoded) == 1
     assert "fidelity" not in rows["recording"]["scores"]
     for name in names[1:]:
         assert rows[name]["seconds"] == 3.0
@@ -147,6 +201,9 @@ def test_a_run_scores_every_number_of_codebooks_and_the_stream(
         original = read_audio(prompts.parent / "river.wav", rate)
         assert score["si_sdr"] == pytest.approx(si_sdr(wave, original), abs=1e-2)
         assert score["mel_distance"] > 0.1  # random weights
+    # Fewer codebooks say something else.
+    one, three = (read_audio(out / rows[name]["audio"]) for name in names[1:3])
+    assert np.abs(one - three).max() > 1e-3
     whole, streamed = rows["codebooks-3"], rows["codebooks-3-streamed"]
     assert streamed["scores"]["fidelity"]["mel_distance"] == pytest.approx(
         whole["scores"]["fidelity"]["mel_distance"], abs=1e-3
@@ -164,12 +221,24 @@ def test_a_run_scores_every_number_of_codebooks_and_the_stream(
     assert text.startswith(f"# Codec {TINY}\n") and "0 codes differ" in text
     header = "| figure | unit | better | recording | codebooks-1 | codebooks-3 |"
     assert header in text and "| 2 | " in text
-    assert "codebooks-3-streamed" in (out / "report.html").read_text()
+    whole_page = (out / "report.html").read_text()
+    assert "codebooks-3-streamed" in whole_page
+    assert "<th>entries used, %</th>" in whole_page and "0 codes differ" in whole_page
+    assert "<h3>mine/river (codebooks-3)</h3>" in whole_page  # all of them are heard, not one
 
     # What was scored is not scored again; other numbers of codebooks are another run.
     before = (out / "utterances.jsonl").read_bytes()
     assert run(TINY, "-p", prompts, "-o", out, "--codebooks", "3,1").exit_code == 0
     assert (out / "utterances.jsonl").read_bytes() == before
+    # Another metric is added to what is there, whose audio is not written again.
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("*.wav")}
+    arguments = (TINY, "-p", prompts, "-o", out, "--codebooks", "1,3")
+    assert run(*arguments, metrics="fidelity,signal,stopping").exit_code == 0
+    added = rows_of(out)
+    for name in names:
+        scores = added[name]["scores"]
+        assert scores.pop("stopping")["silent"] is False and scores == rows[name]["scores"]
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.wav")} == written
     other = run(TINY, "-p", prompts, "-o", out, "--codebooks", "2")
     assert other.exit_code == 2 and "codebooks was [1, 3], now [2]" in other.stderr
 

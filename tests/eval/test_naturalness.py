@@ -354,6 +354,8 @@ def test_a_prompt_s_voices_are_prepared_once_and_gone_on_from(tmp_path: Path) ->
     calls: list[Any] = []
 
     class Model:
+        frame_rate = 12.5
+
         def prepare_voice(self, path: Path, *, transcript: str | None, recognizer: Any) -> str:
             calls.append((path.name, transcript, recognizer))
             return f"voice of {path.name}"
