@@ -37,6 +37,7 @@ class Figure:
       better: which way it should go; "" where neither is better.
       about: what it is, in a line.
       parts: numerator and denominator of one take's scores; None where it does not apply.
+      unjudged: why `eval.compare` gives no verdict on it; "" where it does.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Figure:
     better: Literal["lower", "higher", "near 1", ""]
     about: str
     parts: Callable[[Scores], tuple[float, float] | None]
+    unjudged: str = ""
 
 
 @dataclass(frozen=True)

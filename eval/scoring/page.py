@@ -4,6 +4,7 @@ that went worst, to hear and to see."""
 from __future__ import annotations
 
 import base64
+import importlib
 import inspect
 import io
 import re
@@ -17,8 +18,8 @@ import soundfile
 from dia2_jax.audio import HOP, window_levels
 from dia2_jax.typing import Float
 from eval.page import render
-from eval.scoring.metric import Metric, Row
-from eval.scoring.report import NEITHER, groups_of, name_of, table_of
+from eval.scoring.metric import Metric, Row, Unavailable
+from eval.scoring.report import NEITHER, VALUES, Section, groups_of, name_of, table_of
 from eval.scoring.summary import sources_in
 from eval.scoring.takes import RECORDING
 
@@ -58,17 +59,30 @@ def page(
     rows: Sequence[Row],
     metrics: Sequence[Metric],
     folder: Path,
+    more: Sequence[Section] = (),
+    judged: str | None = None,
 ) -> str:
-    """The report of a run as HTML.
+    """The report of a run as HTML; without pictures, and saying so, where what draws them lacks.
 
     Args:
       about: what is said at the top, name by name.
       summary: as :func:`eval.scoring.summary.summarise` returns it.
       folder: of the run; the audio of its rows is read.
+      more: tables after those of figures.
+      judged: source whose worst takes are shown; by default the first that is no recording.
+
+    Raises:
+      Unavailable: jinja2 is not installed.
     """
+    try:
+        importlib.import_module("jinja2")  # before anything is drawn
+    except ImportError as error:
+        raise Unavailable(f'needs jinja2 ({error}): pip install "dia2-jax[eval]"') from error
+    no_pictures = _lacking()
     sources = sources_in(summary)
-    # What is judged: not the recordings, which are there to compare with.
-    source = next((s for s in sources if s != RECORDING), RECORDING if sources else None)
+    # Recordings are there to compare with.
+    first = next((s for s in sources if s != RECORDING), RECORDING if sources else None)
+    source = judged if judged in sources else first
     shown = [row for row in rows if row["source"] == source and "scores" in row]
     failures = summary["failures"]
     worst, order = worst_first(shown, metrics, failures)
@@ -78,14 +92,30 @@ def page(
         about=about,
         tables=[_table(group, summary, metrics) for group in groups_of(summary)],
         arrows=_ARROWS,
-        distributions=_histograms(rows, sources),
+        values=VALUES,
+        more=more,
+        no_pictures=no_pictures,
+        distributions=None if no_pictures else _histograms(rows, sources),
         failures=[
             {"name": name_of(row), "what": "; ".join(row["what"])} for row in failures[:_FAILURES]
         ],
         more_failures=max(0, len(failures) - _FAILURES),
         listening=f"the worst of {source or 'none'} by {order}",
-        takes=[_take(row, folder, failures) for row in worst[:_TAKES]],
+        takes=[_take(row, folder, failures, pictures=not no_pictures) for row in worst[:_TAKES]],
     )
+
+
+def _lacking() -> str | None:
+    """What is said where pictures cannot be drawn; None where they can."""
+    try:
+        for package in ("librosa", "matplotlib"):
+            importlib.import_module(package)
+    except ImportError as error:
+        return (
+            f"Pictures are left out: they need librosa and matplotlib ({error}): "
+            'pip install "dia2-jax[eval]", and the same command draws them.'
+        )
+    return None
 
 
 def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
@@ -150,7 +180,9 @@ def _score(row: Row, metric: str, name: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _take(row: Row, folder: Path, failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _take(
+    row: Row, folder: Path, failures: Sequence[Mapping[str, Any]], *, pictures: bool
+) -> dict[str, Any]:
     # Recordings are where the user has them.
     path = Path(row["audio"]) if row["source"] == RECORDING else folder / row["audio"]
     shown = [
@@ -176,11 +208,8 @@ def _take(row: Row, folder: Path, failures: Sequence[Mapping[str, Any]]) -> dict
             lost += "; delete its line in utterances.jsonl, and the same command makes it again"
         return {**found, "lost": lost}
     starts = row["scores"].get("word_times", {}).get("starts", ())
-    return {
-        **found,
-        "audio": _audio(wave, rate),
-        "picture": spectrogram(wave, rate, row["words"], starts),
-    }
+    picture = spectrogram(wave, rate, row["words"], starts) if pictures else None
+    return {**found, "audio": _audio(wave, rate), "picture": picture}
 
 
 def _audio(wave: Float[np.ndarray, " W"], rate: int) -> str:

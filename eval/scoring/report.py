@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from eval.scoring.metric import Metric, Row
-from eval.scoring.summary import ALL, sources_in
+from eval.scoring.summary import ALL, FEWEST, sources_in
 from eval.scoring.takes import GENERATED, RECORDING
 
 #: What stands for a direction where neither is better.
 NEITHER = "neither"
 
+#: What a table of figures shows.
+VALUES = (
+    "A value rests on the takes that have it: n of them, by source where they differ. In brackets, "
+    f"95 % bootstrap intervals over prompts; of fewer than {FEWEST} prompts there is none."
+)
+
 _WORST, _FAILURES, _LONGEST = 10, 100, 400
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table that a program has besides those of figures.
+
+    Attributes:
+      title, columns: what is above it.
+      rows: its cells, as text.
+      note: a sentence below it; "" for none.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
 
 
 def report(
@@ -21,23 +44,31 @@ def report(
     summary: Mapping[str, Any],
     rows: Sequence[Row],
     metrics: Sequence[Metric],
+    more: Sequence[Section] = (),
+    judged: str | None = None,
 ) -> str:
     """The report of a run in Markdown.
 
     Args:
       about: what is said at the top, name by name.
       summary: as :func:`eval.scoring.summary.summarise` returns it.
+      more: tables at its end.
+      judged: source whose worst transcripts are shown; by default what a model generated, else the
+        first that is no recording.
     """
     lines = [f"# {title}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()]
     lines += [
         "",
-        "Values are over all takes of a group; in brackets, 95 % bootstrap intervals.",
+        VALUES,
         "",
     ]
     for group in groups_of(summary):
         lines += _table(group, summary, metrics)
-    return "\n".join([*lines, *_failures(summary), *_worst(rows)]) + "\n"
+    lines += [*_failures(summary), *_worst(rows, judged)]
+    for section in more:
+        lines += _section(section)
+    return "\n".join(lines) + "\n"
 
 
 def groups_of(summary: Mapping[str, Any]) -> list[str]:
@@ -51,8 +82,10 @@ def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) 
 
     Returns:
       ``group``, ``sources``, ``takes`` (how many of each, and failed, as text) and ``rows``, one a
-      figure that some source has: ``metric``, ``name``, ``unit``, ``better``, ``about``, ``cells``.
-      A cell has ``value``, ``low`` and ``high`` as text; None where the source lacks the figure.
+      figure that some source has: ``metric``, ``name``, ``unit``, ``better``, ``about``, ``n``
+      (takes that it rests on, by source if they differ), ``cells``. A cell has ``value``, ``low``
+      and ``high`` as text, the last two None without an interval; it is None where the source lacks
+      the figure.
     """
     sources = sources_in(summary, group)
     takes = ", ".join(f"{s} {_counted(summary['counts'][s][group])}" for s in sources)
@@ -65,9 +98,14 @@ def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) 
             if not any(cells):
                 continue
             texts = [
-                cell and {name: _number(cell[name]) for name in ("value", "low", "high")}
+                cell
+                and {
+                    name: None if cell[name] is None else _number(cell[name])
+                    for name in ("value", "low", "high")
+                }
                 for cell in cells
             ]
+            counts = [str(cell["takes"]) if cell else "–" for cell in cells]
             found.append(
                 {
                     "metric": metric.name,
@@ -75,6 +113,7 @@ def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) 
                     "unit": figure.unit,
                     "better": figure.better or NEITHER,
                     "about": figure.about,
+                    "n": counts[0] if len(set(counts)) == 1 else " / ".join(counts),
                     "cells": texts,
                 }
             )
@@ -84,21 +123,31 @@ def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) 
 def _table(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) -> list[str]:
     table = table_of(group, summary, metrics)
     lines = [f"## {group[0].upper()}{group[1:]}", "", f"Takes: {table['takes']}.", ""]
-    lines += ["| figure | unit | better | " + " | ".join(table["sources"]) + " | |"]
-    lines += ["|---|---|---|" + "---|" * (len(table["sources"]) + 1)]
+    lines += ["| figure | unit | better | " + " | ".join(table["sources"]) + " | n | |"]
+    lines += ["|---|---|---|" + "---|" * (len(table["sources"]) + 2)]
     for row in table["rows"]:
         shown = " | ".join(_estimate(cell) for cell in row["cells"])
         name = f"{row['metric']}.{row['name']}"
-        lines.append(f"| {name} | {row['unit']} | {row['better']} | {shown} | {row['about']} |")
+        lines.append(
+            f"| {name} | {row['unit']} | {row['better']} | {shown} | {row['n']} | {row['about']} |"
+        )
     return [*lines, ""]
+
+
+def _section(section: Section) -> list[str]:
+    rows = [section.columns, ["---"] * len(section.columns), *section.rows]
+    lines = ["", f"## {section.title}", "", *(f"| {' | '.join(cells)} |" for cells in rows)]
+    return [*lines, "", section.note] if section.note else lines
 
 
 def _counted(counts: Mapping[str, int]) -> str:
     return f"{counts['takes']}" + (f" (failed: {counts['failed']})" if counts["failed"] else "")
 
 
-def _estimate(cell: Mapping[str, str] | None) -> str:
-    return "–" if cell is None else f"{cell['value']} ({cell['low']} – {cell['high']})"
+def _estimate(cell: Mapping[str, str | None] | None) -> str:
+    if cell is None:
+        return "–"
+    return f"{cell['value']}" + (f" ({cell['low']} – {cell['high']})" if cell["low"] else "")
 
 
 def _number(value: float) -> str:
@@ -116,13 +165,14 @@ def _failures(summary: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _worst(rows: Sequence[Row]) -> list[str]:
-    """The worst transcripts of the first source, but recordings, that was transcribed."""
+def _worst(rows: Sequence[Row], judged: str | None) -> list[str]:
+    """The worst transcripts of what is judged, else of the first source, but recordings, that was
+    transcribed."""
     heard = [row for row in rows if row.get("scores", {}).get("intelligibility")]
     sources = sorted(dict.fromkeys(row["source"] for row in heard), key=_judged_first)
     if not sources:
         return []
-    source = sources[0]
+    source = judged if judged in sources else sources[0]
     heard = [row for row in heard if row["source"] == source]
 
     def rate(row: Row) -> float:

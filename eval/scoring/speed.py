@@ -1,4 +1,7 @@
-"""How fast the model spoke: seconds of audio a second of computing, compiling apart."""
+"""How fast the model spoke: seconds of audio a second of computing, compiling apart.
+
+Two runs are not judged by it: what else the machine did meanwhile is in no interval over prompts.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from typing import Any
 
 from eval.scoring.metric import Figure, Metric, Options, Scores
 from eval.scoring.takes import Take
+
+_UNJUDGED = "depends on the machine's load, see eval.latency"
 
 
 def _steady(scores: Scores) -> tuple[float, float] | None:
@@ -21,9 +26,13 @@ class Speed(Metric):
 
     name = "speed"
     figures = (
-        Figure("realtime", "× real time", "higher", "audio over computing, warm", _steady),
-        Figure("compiling", "s", "lower", "a take that compiled something", _compiling),
-    )
+        Figure(
+            "realtime", "× real time", "higher", "audio over computing, warm", _steady, _UNJUDGED
+        ),
+        Figure(
+            "compiling", "s", "lower", "a take that compiled something", _compiling, _UNJUDGED
+        ),
+    )  # fmt: skip
 
     @classmethod
     def open(cls, options: Options) -> Speed:

@@ -13,6 +13,12 @@ from eval.scoring.takes import SOURCES
 #: Resamples of the bootstrap, and the share of them that an interval holds.
 RESAMPLES, INTERVAL = 2000, 0.95
 
+#: Prompts from which there is an interval, and that must differ for a verdict between two runs.
+#: Where 3 prompts all move one way, which chance does in one case of 4, every resample moves with
+#: them. Six are what the sign test needs to reach 5 % on two sides: 2 / 2⁶ = 3 %, where
+#: 2 / 2⁵ = 6 %.
+FEWEST = 6
+
 ALL = "all"
 
 
@@ -21,7 +27,8 @@ def summarise(rows: Sequence[Row], metrics: Sequence[Metric]) -> dict[str, Any]:
 
     Returns:
       ``figures``: by source, group ("all" or "set: kind"), metric and figure: ``value``, ``low``
-      and ``high`` (95 % bootstrap over prompts), ``takes``. ``failures``: a row's set, id, source,
+      and ``high`` (95 % bootstrap over prompts, None below `FEWEST` of them), ``takes`` (those that
+      it rests on). ``failures``: a row's set, id, source,
       seed and ``what``. ``counts``: takes, and how many of them failed, by source and group.
     """
     rows = list(rows)
@@ -47,7 +54,7 @@ def summarise(rows: Sequence[Row], metrics: Sequence[Metric]) -> dict[str, Any]:
                     if metric.name in scored[i]
                     and (found := figure.parts(scored[i][metric.name])) is not None
                 ]
-                estimate = bootstrap(parts)
+                estimate = bootstrap(parts, fewest=FEWEST)
                 if estimate is not None:
                     here.setdefault(metric.name, {})[figure.name] = estimate
     failures = []
@@ -66,33 +73,40 @@ def bootstrap(
     parts: Iterable[tuple[Any, tuple[float, float]]],
     resamples: int = RESAMPLES,
     interval: float = INTERVAL,
-) -> dict[str, float] | None:
+    fewest: int = 1,
+) -> dict[str, Any] | None:
     """The ratio of the sums of numerators and denominators, and a percentile interval.
 
     What is resampled is **clusters**: takes of the same prompt are no independent draws. The same
     parts give the same interval.
 
     Args:
-      parts: (cluster, (numerator, denominator)) of every take.
+      parts: (cluster, (numerator, denominator)) of every take; one of (0, 0) says nothing.
+      fewest: clusters below which there is no interval.
 
     Returns:
-      ``value``, ``low``, ``high``, ``takes``; None where the denominators sum to 0.
+      ``value``; ``low`` and ``high``, None of fewer clusters than `fewest`; ``takes``, those that
+      say something. None where the denominators sum to 0.
     """
     sums: dict[Any, np.ndarray] = {}
     takes = 0
     for cluster, pair in parts:
+        if not any(pair):
+            continue
         sums[cluster] = sums.get(cluster, np.zeros(2)) + np.array(pair, np.float64)
         takes += 1
     if not sums or sum(pair[1] for pair in sums.values()) <= 0:
         return None
     table = np.stack(list(sums.values()))
-    value = table[:, 0].sum() / table[:, 1].sum()
+    value = float(table[:, 0].sum() / table[:, 1].sum())
+    if len(table) < fewest:
+        return {"value": value, "low": None, "high": None, "takes": takes}
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(table), (resamples, len(table)))
     above, below = table[drawn, 0].sum(1), table[drawn, 1].sum(1)
     ratios = above[below > 0] / below[below > 0]
     low, high = np.quantile(ratios, [(1 - interval) / 2, (1 + interval) / 2])
-    return {"value": float(value), "low": float(low), "high": float(high), "takes": takes}
+    return {"value": value, "low": float(low), "high": float(high), "takes": takes}
 
 
 def grouped(rows: Sequence[Row]) -> Iterable[tuple[str, str, list[int]]]:

@@ -13,9 +13,11 @@ from click.testing import CliRunner, Result
 
 from eval.compare import main
 from eval.scoring import comparison
-from eval.scoring.comparison import FEWEST, compare, read_run, verdict
+from eval.scoring.comparison import Difference, compare, read_run, verdict
 from eval.scoring.metric import Figure
 from eval.scoring.registry import METRICS
+from eval.scoring.speed import Speed
+from eval.scoring.summary import FEWEST
 
 Change = Callable[[dict[str, Any], np.random.Generator], None]
 
@@ -64,6 +66,18 @@ def verdicts(first: Path, second: Path) -> dict[str, str]:
     return {f"{d.metric}.{d.figure.name}": d.verdict for d in found if d.group == "all"}
 
 
+def of_nothing(scores: Any) -> None:
+    """Parts of a figure, where a test gives them itself."""
+
+
+def judge(better: Any, *pairs: tuple[int, float, float]) -> Difference:
+    """Of single takes: their prompts, and what they are in both runs."""
+    figure = Figure("f", "", better, "", of_nothing)
+    parts = [(prompt, (one, 1.0), (two, 1.0)) for prompt, one, two in pairs]
+    (found,) = comparison._difference("generated", "all", "m", figure, parts)
+    return found
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -103,7 +117,8 @@ def test_pairing_sees_what_two_separate_intervals_would_not(tmp_path: Path) -> N
         read_run(write_run(tmp_path / "a")), read_run(write_run(tmp_path / "b", slightly)), METRICS
     )
     level = next(d for d in found if (d.metric, d.figure.name) == ("signal", "level"))
-    assert level.verdict == "differs" and level.low == pytest.approx(level.high, abs=1e-6)
+    assert level.verdict == "differs" and level.low is not None
+    assert level.low == pytest.approx(level.high, abs=1e-6)
     assert level.second - level.first == pytest.approx(0.05)
 
 
@@ -124,12 +139,14 @@ def test_few_prompts_give_no_verdict_and_say_why(tmp_path: Path) -> None:
         worse = write_run(tmp_path / f"worse{count}", lower, count=count)
         found = compare(read_run(plain), read_run(worse), METRICS)
         (floor,) = (d for d in found if d.group == "all" and d.figure.name == "floor")
-        assert floor.low > 0 and floor.verdict == expected
+        assert (floor.low is None) == (floor.high is None) == (count < FEWEST)
+        assert floor.verdict == expected
         # Two seeds are two takes and one prompt.
         assert (floor.prompts, floor.takes) == (count, 2 * count)
         shown = run(plain, worse)
         few = f"| no evidence: too few pairs ({count} of {FEWEST}) | {count} | {2 * count} |"
         assert (few in shown.stdout) == ("too few pairs" in shown.stderr) == (count < FEWEST)
+        assert (f"| +3 {few}" in shown.stdout) == (count < FEWEST)  # without an interval
     assert f"too few pairs (n of {FEWEST})" in run("--help").stdout
 
 
@@ -139,7 +156,74 @@ def test_a_prompt_without_the_figure_is_no_pair() -> None:
     pairs = [(n, (0.2, 1.0), (0.4, 1.0)) for n in range(FEWEST - 1)]
     pairs += [(n, (0.0, 0.0), (0.0, 0.0)) for n in range(10, 30)]
     (found,) = comparison._difference("generated", "all", "m", figure, pairs)
-    assert found.prompts == FEWEST - 1 and found.verdict == "no evidence"
+    assert found.prompts == found.takes == FEWEST - 1 and found.verdict == "no evidence"
+
+
+@pytest.mark.parametrize("changed", [0, 4, FEWEST - 1, FEWEST])
+def test_too_few_prompts_that_differ_give_no_verdict_and_say_why(changed: int) -> None:
+    """Of sixty yes or no, some become yes, and none becomes no."""
+    found = judge("lower", *((n, 0.0, 100.0 * (n < changed)) for n in range(60)))
+    assert (found.prompts, found.differing) == (60, changed)
+    assert found.verdict == ("worse" if changed >= FEWEST else "no evidence")
+    assert found.judgeable == (changed >= FEWEST)
+    if changed == FEWEST - 1:
+        assert found.low is not None and found.low > 0
+        assert found.said == f"no evidence: too few differ ({changed} of {FEWEST})"
+
+
+def test_one_prompt_that_goes_the_other_way_does_not_hide_what_the_others_say() -> None:
+    """Of sixty such one resample in three is all alike, of six with 1.504 as often."""
+    found = judge("higher", *((n, 0.0, 100.0 * (n < 59)) for n in range(60)))
+    assert found.verdict == "better" and found.low is not None and found.low > 90
+    # ... or would be, if sums did not round.
+    mixed = judge("lower", *((n, 0.1 * n, 0.1 * n + (1.504, 1.47)[n == 5]) for n in range(6)))
+    assert mixed.verdict == "worse" and mixed.low is not None and mixed.low > 1
+    # Five against one happens by chance in one case of five.
+    assert judge("higher", *((n, 50, 100 * (n < 5)) for n in range(6))).verdict == "no evidence"
+
+
+@pytest.mark.parametrize("count", [6, 10, 60])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_equals_are_told_apart_hardly_more_often_than_one_time_in_twenty(
+    monkeypatch: pytest.MonkeyPatch, count: int, skewed: bool
+) -> None:
+    """Differences about 0, normal and exponential: 2 to 7 % of 600 comparisons have a verdict."""
+    runs = 600
+    monkeypatch.setattr(comparison, "RESAMPLES", 500)
+    rng = np.random.default_rng(0)
+    given = 0
+    for _ in range(runs):
+        moved = rng.exponential(size=count) - 1 if skewed else rng.normal(size=count)
+        given += judge("", *((n, 5.0, 5.0 + x) for n, x in enumerate(moved))).verdict == "differs"
+    assert 0.015 <= given / runs <= 0.075
+
+
+def test_a_real_difference_of_few_prompts_is_told() -> None:
+    rng = np.random.default_rng(0)
+    moved = [rng.normal(2.0, 1.0, FEWEST) for _ in range(50)]
+    given = [judge("lower", *((n, 5.0, 5.0 + x) for n, x in enumerate(one))) for one in moved]
+    assert sum(one.verdict == "worse" for one in given) > 30
+
+
+def test_the_interval_is_of_the_difference_of_two_ratios() -> None:
+    """Against the spread of what is drawn again and again: errors over words of varied length."""
+    rng = np.random.default_rng(0)
+    figure = Figure("f", "", "lower", "", of_nothing)
+
+    def once() -> Difference:
+        words = rng.integers(2, 30, 60)
+        parts = [
+            (n, (float(rng.binomial(w, 0.1)), float(w)), (float(rng.binomial(w, 0.2)), float(w)))
+            for n, w in enumerate(words)
+        ]
+        (found,) = comparison._difference("generated", "all", "m", figure, parts)
+        return found
+
+    found = [once() for _ in range(100)]
+    wrong = [not one.low < 0.1 < one.high for one in found]  # type: ignore[operator]
+    assert sum(wrong) <= 8
+    half = np.mean([one.high - one.low for one in found]) / 2  # type: ignore[operator]
+    assert half == pytest.approx(2 * np.std([one.second - one.first for one in found]), rel=0.2)
 
 
 def test_directions() -> None:
@@ -156,15 +240,80 @@ def test_directions() -> None:
 
 
 @pytest.mark.parametrize(
-    "second, expected", [(1.2, "no evidence"), (1.05, "better"), (0.6, "worse"), (1.6, "worse")]
+    "second, expected", [(1.25, "no evidence"), (1.05, "better"), (0.6, "worse"), (1.6, "worse")]
 )
 def test_what_is_best_near_1_is_judged_by_its_distance(second: float, expected: str) -> None:
-    figure = Figure("f", "", "near 1", "", lambda scores: None)
     noise = np.random.default_rng(0).normal(0, 0.02, (2, 40))
-    pairs = [(n, (0.8 + one, 1.0), (second + two, 1.0)) for n, (one, two) in enumerate(noise.T)]
-    (found,) = comparison._difference("generated", "all", "m", figure, pairs)
+    found = judge("near 1", *((n, 0.8 + a, second + b) for n, (a, b) in enumerate(noise.T)))
     assert found.verdict == expected
-    assert found.low < second - 0.8 < found.high
+    assert found.low is not None and found.low < second - 0.8 < found.high  # type: ignore[operator]
+
+
+def test_takes_on_both_sides_of_1_do_not_make_up_for_each_other() -> None:
+    """Half of A drifts to 0.6 and half to 1.4, whose mean is 1; B is all about 1.15."""
+    noise = np.random.default_rng(0).normal(0, 0.02, (2, 60))
+    first = np.where(np.arange(60) % 2, 0.6, 1.4) + noise[0]
+    pairs = [(n, a, 1.15 + b) for n, (a, b) in enumerate(zip(first, noise[1], strict=True))]
+    assert judge("near 1", *pairs).verdict == "better"
+    # Of two seeds of a prompt, too.
+    assert judge("near 1", *((n // 2, a, b) for n, a, b in pairs)).verdict == "better"
+    back = judge("near 1", *((n, b, a) for n, a, b in pairs))
+    assert back.verdict == "worse" and back.first == pytest.approx(1.15, abs=0.01)
+    # A silent take has no length to be judged.
+    silent = judge("near 1", *pairs, (60, 0.0, 1.0), (61, 1.0, 0.0))
+    assert silent == judge("near 1", *pairs) and silent.takes == 60
+
+
+def test_speed_has_no_verdict_and_says_why(tmp_path: Path) -> None:
+    def timed(seconds: float) -> Change:
+        def change(scores: dict[str, Any], rng: np.random.Generator) -> None:
+            took = seconds + 0.01 * float(rng.uniform())
+            scores["speed"] = {"audio_seconds": 2.0, "compute_seconds": took, "compiled": False}
+
+        return change
+
+    slow, fast = write_run(tmp_path / "a", timed(2.0)), write_run(tmp_path / "b", timed(1.0))
+    (speed,) = (d for d in compare(read_run(slow), read_run(fast), [Speed]) if d.group == "all")
+    assert speed.low is not None and speed.low > 0.9 and speed.verdict == "not judged"
+    found = run(slow, fast, "--json", tmp_path / "out.json")
+    told = "not judged: depends on the machine's load, see eval.latency"
+    assert f"| {told} |" in found.stdout
+    assert "0 verdicts among" in found.stdout and " 0 of them can have one" in found.stdout
+    (row, _) = (
+        r for r in json.loads((tmp_path / "out.json").read_text()) if r["metric"] == "speed"
+    )
+    assert (row["verdict"], row["said"]) == ("not judged", told)
+
+
+def test_takes_of_other_scripts_are_no_pairs(tmp_path: Path) -> None:
+    one, two = write_run(tmp_path / "a"), write_run(tmp_path / "b", more_errors)
+    lines = (two / "utterances.jsonl").read_text().splitlines()
+    other = [line.replace('"script": ""', '"script": "x"') for line in lines]
+    (two / "utterances.jsonl").write_text("\n".join(lines[:6] + other[6:10] + lines[10:]) + "\n")
+    found = run(one, two)
+    assert "4 takes are left out, for their scripts differ" in found.stderr
+    assert "the first is lines/p3 (generated, seed 0)" in found.stderr
+    assert {d.takes for d in compare(read_run(one), read_run(two), METRICS)} == {76}
+    assert "scripts differ" not in run(one, one).stderr
+    (two / "utterances.jsonl").write_text("\n".join(other) + "\n")
+    found = run(one, two)
+    assert found.exit_code == 2 and "share no take (the scripts of 80 differ, first lines/p0 (" in (
+        found.stderr
+    )
+
+
+def test_the_last_line_counts_verdicts_and_what_chance_would_give(tmp_path: Path) -> None:
+    plain, worse = write_run(tmp_path / "a"), write_run(tmp_path / "b", more_errors)
+    for options in ([], ["--groups"]):
+        shown = run(plain, worse, *options).stdout.splitlines()
+        rows = [line.split(" | ")[6] for line in shown if line.startswith("| ") and "." in line]
+        given = sum(one in ("better", "worse", "differs") for one in rows)
+        assert given == 4 * (1 + len(options))
+        # Errors, their kinds, level and floor differ; gaps and peaks are the same.
+        assert shown[-1].startswith(f"{given} verdicts among {len(rows)} figures. ")
+    possible = 2 * 4  # in "all" and in the one group
+    assert f"{possible} of them can have one" in shown[-1]
+    assert f"chance alone would give about {0.05 * possible:.1f} (5 %)" in shown[-1]
 
 
 def test_the_program(tmp_path: Path) -> None:

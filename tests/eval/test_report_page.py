@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dia2_jax.audio import write_wav
 from eval import latency_page
+from eval.scoring.evaluation import conclude
 from eval.scoring.page import page, worst_first
 from eval.scoring.registry import METRICS
-from eval.scoring.report import NEITHER, report
+from eval.scoring.report import NEITHER, Section, report
+from eval.scoring.run_folder import RunFolder
+from eval.scoring.stopping import Stopping
+from eval.scoring.summary import bootstrap, summarise
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
@@ -83,18 +90,128 @@ def test_every_figure_has_its_unit_direction_and_meaning(
 ) -> None:
     text = page("T", {}, summary, [], METRICS, tmp_path)  # type: ignore[arg-type]
     cells = [[" ".join(cell.split()) for cell in row] for row in Checked(text).rows]
-    rows = [row for row in cells if len(row) == 5 and row[0] != "figure"]
+    rows = [row for row in cells if len(row) == 6 and row[0] != "figure"]
     wanted = [figure for metric in METRICS for figure in metric.figures]
     assert len(rows) == 3 * len(wanted)
-    for figure, (name, unit, better, value, about) in zip(wanted, rows, strict=False):
+    for figure, (name, unit, better, value, takes, about) in zip(wanted, rows, strict=False):
         assert (name, unit, about) == (figure.name, figure.unit, figure.about)
         assert better.removeprefix(better[0] + " ") == figure.better or better == NEITHER
-        assert value == "1.23 (0.00 – 12.3)"
+        assert (value, takes) == ("1.23 (0.00 – 12.3)", "3")
     markdown = report("T", {}, summary, [], METRICS)  # type: ignore[arg-type]
     for metric in METRICS:
         for figure in metric.figures:
             line = f"| {metric.name}.{figure.name} | {figure.unit} | {figure.better or NEITHER} |"
             assert line in markdown
+
+
+def take(folder: Path, identifier: str, source: str = "generated", **scores: Any) -> dict[str, Any]:
+    """A row whose audio is a second of noise."""
+    wave = 0.1 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    place = folder / "audio" / source / f"{identifier}.wav"
+    write_wav(place, wave, 16_000)
+    return {
+        "set": "s", "id": identifier, "source": source, "seed": 0, "kind": "line", "script": "x",
+        "audio": str(place.relative_to(folder)), "seconds": 1.0, "words": [], "scores": scores,
+    }  # fmt: skip
+
+
+def test_every_figure_says_how_many_takes_it_rests_on(tmp_path: Path) -> None:
+    """Six takes of six prompts, of which five have a tail, and no recording has."""
+    tails = [None, 0.1, 0.2, 0.3, 0.4, 0.5]
+    scores = dict.fromkeys(("truncated", "silent", "leading", "trailing", "length", "paced"))
+    rows = [
+        take(tmp_path, f"{n}", source, stopping={**scores, "stops": True, "leading": 0.1 * n,
+             "long_tail": None, "tail": tail if source == "generated" else None})
+        for source in ("generated", "recording")
+        for n, tail in enumerate(tails)
+    ]  # fmt: skip
+    found = summarise(rows, [Stopping()])
+    tail = found["figures"]["generated"]["all"]["stopping"]["tail"]
+    assert (tail["takes"], tail["low"], tail["high"]) == (5, None, None)
+    text = report("T", {}, found, rows, [Stopping()])
+    assert "| figure | unit | better | generated | recording | n | |" in text
+    assert "of fewer than 6 prompts there is none" in text
+    assert "| stopping.tail | s | neither | 0.30 | – | 5 / – | sound after" in text
+    assert "| 0.25 (0.12 – 0.38) | 0.25 (0.12 – 0.38) | 6 | silence before" in text
+    whole = page("T", {}, found, rows, [Stopping()], tmp_path)
+    assert "of fewer than 6 prompts there is none" in whole
+    cells = [[" ".join(cell.split()) for cell in row] for row in Checked(whole).rows]
+    assert [
+        "tail",
+        "s",
+        "neither",
+        "0.30",
+        "–",
+        "5 / –",
+        "sound after the end of the text",
+    ] in cells
+
+
+def test_a_take_that_says_nothing_of_a_figure_is_none_of_its_takes() -> None:
+    parts = [(n, (1.0, 2.0)) for n in range(4)] + [(n, (0.0, 0.0)) for n in range(4, 9)]
+    found = bootstrap(parts, fewest=5)
+    assert found == {"value": 0.5, "low": None, "high": None, "takes": 4}
+    assert bootstrap([(0, (0.0, 0.0))]) is None
+
+
+@pytest.mark.parametrize("package", ["librosa", "matplotlib"])
+def test_without_what_draws_the_page_has_no_pictures_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    rows = [take(tmp_path, f"{n}", signal={"level": -20.0 - n}) for n in range(2)]
+    found = summarise(rows, METRICS[:0])
+    drawn = page("T", {}, found, rows, [], tmp_path)
+    assert drawn.count("<img ") == 3 and "left out" not in drawn
+    monkeypatch.setitem(sys.modules, package, None)
+    text = page("T", {}, found, rows, [], tmp_path)
+    Checked(text)
+    assert text.count("Pictures are left out: they need librosa and matplotlib") == 1
+    assert "pip install &#34;dia2-jax[eval]&#34;" in text
+    assert text.count("<audio ") == 2 and "<img" not in text and "Too few" not in text
+
+
+def test_without_jinja2_there_is_all_but_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path, {})
+    rows = [take(tmp_path, "a")]
+
+    def end() -> str:
+        conclude(folder, rows, [], {}, "T", quiet=True)
+        return capsys.readouterr().err
+
+    assert "left out" not in end() and (tmp_path / "report.html").exists()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    first, second = end().splitlines()
+    assert first.startswith("report.html is left out: needs jinja2 (")
+    assert first.endswith('pip install "dia2-jax[eval]"') and "1 takes" in second
+    assert (tmp_path / "report.md").exists() and (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "report.html").exists()  # what was there is of another time
+
+
+def test_a_table_of_a_program_is_in_both_reports_and_its_source_is_heard(tmp_path: Path) -> None:
+    """As eval.codec has one of codebooks, and lets one hear all of them."""
+    heard = {"words": 2, "script_normalised": "x", "transcript_normalised": "y"}
+    rows = [
+        take(tmp_path, f"{n}", source, intelligibility={**heard, "errors": n})
+        for source in ("recording", "codebooks-1", "codebooks-8")
+        for n in (1, 2)
+    ]
+    found = summarise(rows, [])
+    section = Section("Books", ("book", "used, %"), [("0", "12.5"), ("<1>", "3.0")], "All & more.")
+    text = report("T", {}, found, rows, [], [section], "codebooks-8")
+    table = "| book | used, % |\n| --- | --- |\n| 0 | 12.5 |\n| <1> | 3.0 |\n"
+    assert text.endswith(f"## Books\n\n{table}\nAll & more.\n")
+    assert "## Worst transcripts (codebooks-8)" in text
+    whole = page("T", {}, found, rows, [], tmp_path, [section], "codebooks-8")
+    checked = Checked(whole)
+    assert ["0", "12.5"] in checked.rows and ["<1>", "3.0"] in checked.rows
+    assert "All &amp; more." in whole and "#more-1" in checked.references
+    assert "the worst of codebooks-8 by" in whole and "s/2 (codebooks-8, seed 0)" in whole
+    assert "s/2 (codebooks-1" not in whole
+    # By itself, the first that is no recording.
+    assert "the worst of codebooks-1 by" in page("T", {}, found, rows, [], tmp_path)
+    assert "## Worst transcripts (codebooks-1)" in report("T", {}, found, rows, [])
 
 
 def test_the_worst_takes_are_those_that_are_worst_in_each_direction() -> None:
