@@ -124,6 +124,7 @@ agreement (decode_snr_db, encode_equal_share: the weights are the same).
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -133,19 +134,22 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from eval.command import EPILOG, Finite, OutputFile, OutputFolder, listed, size, write_json
-from eval.latency_cadences import CADENCES
-from eval.latency_compare import heading
-from eval.latency_compare import table as suite_table
-from eval.latency_machine import OtherWork, describe
-from eval.latency_measure import Sweeps, measure_codec, measure_model, say
-from eval.latency_models import Source
-from eval.latency_page import BUSY
-from eval.latency_process import MeasurementError, ending_what_was_started
-from eval.latency_report import table, write_folder
-from eval.latency_suite import ROUNDS, measure_suite
-from eval.latency_upstream import check_checkout, require
-from train.command import Program
+from eval.needed import needed_from
+
+with needed_from("eval"):
+    from eval.command import EPILOG, Finite, OutputFile, OutputFolder, listed, size, write_json
+    from eval.latency_cadences import CADENCES
+    from eval.latency_compare import heading
+    from eval.latency_compare import table as suite_table
+    from eval.latency_machine import OtherWork, describe
+    from eval.latency_measure import Sweeps, measure_codec, measure_model, say
+    from eval.latency_models import Source
+    from eval.latency_page import BUSY
+    from eval.latency_process import MeasurementError, ending_what_was_started
+    from eval.latency_report import table, write_folder
+    from eval.latency_suite import ROUNDS, measure_suite
+    from eval.latency_upstream import check_checkout, require
+    from train.command import Program
 
 
 def _listed(
@@ -300,6 +304,10 @@ def main(
     _require_options_of_one_report(suite)
     if name is None and not codec:
         raise click.UsageError("Missing option '--config'.")
+    if folder is not None:
+        with needed_from("eval"):  # what draws its page, before anything is measured
+            importlib.import_module("jinja2")
+            importlib.import_module("matplotlib")
     command = shlex.join(["python", "-m", "eval.latency", *sys.argv[1:]])
     # Before anything else is running.
     machine, others = describe(), OtherWork()
