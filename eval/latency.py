@@ -333,7 +333,6 @@ def main(
     else:
         if against is not None:
             check_checkout(against)
-            require("torch")
         report = measure_model(
             source,
             dtype=dtype,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,16 +37,28 @@ def require(*modules: str) -> None:
 
 
 def check_checkout(path: str) -> Path:
-    """The folder of an upstream checkout.
+    """The folder of an upstream checkout, whose code can be imported here.
 
     Raises:
-      MeasurementError: it is none.
+      MeasurementError: it is none, or torch or what else its code imports is missing.
     """
     root = Path(path)
     if not (root / "dia2" / "runtime" / "generator.py").is_file():
         raise MeasurementError(
             f"--against {path}: no checkout of nari-labs/dia2 (it has no "
             "dia2/runtime/generator.py); clone it and name its folder"
+        )
+    require("torch")
+    # In a process of its own: what it imports must not be in one that measures.
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import dia2.runtime.generator"
+    tried = subprocess.run(
+        [sys.executable, "-c", program, str(root)], capture_output=True, text=True
+    )
+    if tried.returncode:
+        said = tried.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise MeasurementError(
+            f"--against {path}: cannot be imported ({said[0]}): install what it needs into this "
+            "environment"
         )
     return root
 
@@ -72,19 +85,13 @@ class Upstream:
         torch.set_num_threads(cores())
         torch.manual_seed(0)
         sys.path.insert(0, checkout)
-        try:
-            self._loop = importlib.import_module("dia2.runtime.generator")
-            context = importlib.import_module("dia2.runtime.context")
-            machine = importlib.import_module("dia2.runtime.state_machine")
-            network = importlib.import_module("dia2.core.model")
-            precision = importlib.import_module("dia2.core.precision")
-            settings = importlib.import_module("dia2.generation")
-            reader = importlib.import_module("dia2.config")
-        except ImportError as error:
-            raise MeasurementError(
-                f"{checkout}: cannot be imported ({error}): install what it needs into this "
-                "environment"
-            ) from error
+        self._loop = importlib.import_module("dia2.runtime.generator")
+        context = importlib.import_module("dia2.runtime.context")
+        machine = importlib.import_module("dia2.runtime.state_machine")
+        network = importlib.import_module("dia2.core.model")
+        precision = importlib.import_module("dia2.core.precision")
+        settings = importlib.import_module("dia2.generation")
+        reader = importlib.import_module("dia2.config")
         device = torch.device("cpu")
         self._config = reader.load_config(config)
         data = self._config.data

@@ -12,7 +12,7 @@ import jax
 import pytest
 from click.testing import CliRunner
 
-from eval import latency, latency_measure
+from eval import latency, latency_measure, latency_upstream
 from eval.latency_measure import Sweeps
 from eval.latency_models import Source
 
@@ -222,6 +222,11 @@ def test_missing_torch_is_said_before_anything_is_measured(
     monkeypatch.setattr(latency, "measure_codec", lambda *_, **__: pytest.fail("measured"))
     said = refuse("--config", "tiny", "--against", str(tmp_path))
     assert "--against needs torch" in said and "dia2-jax[parity]" in said
+    # With torch, the checkout's own imports are tried.
+    monkeypatch.setattr(latency_upstream, "require", lambda *_: None)
+    (tmp_path / "dia2" / "runtime" / "generator.py").write_text("import nothing_of_this_name")
+    said = refuse("--config", "tiny", "--against", str(tmp_path))
+    assert "cannot be imported (ModuleNotFoundError: No module named 'nothing_of" in said
     said = refuse("--codec", "--against", "transformers")
     assert "--against needs torch and transformers" in said
 
