@@ -151,13 +151,6 @@ def measure_model(
             report["stream"] = ours.call("stream", take or frames)
             # Of one session: what follows adds rows, chunk sizes and their programs.
             report["memory"] = ours.call("memory")
-            if source.folder is not None:
-                report["audible"] = _audible(ours)
-            report |= _listening(ours, sweeps, frames)
-            if sweeps.outside:
-                report["outside"] = _outside(
-                    ours, source, sweeps, report, dtype, chunk_frames, environment
-                )
             report["step"] = {}
             for position in positions:
                 say(f"{frames} frames at step {position}")
@@ -167,6 +160,21 @@ def measure_model(
             report["decode"] = summary(ours.call("decode", frames + 1)[1:])
             if against is not None:
                 report |= _against(ours, source, against, positions, against_frames, block, start)
+            if source.folder is not None:
+                report["audible"] = _audible(ours)
+            report |= _listening(ours, sweeps, frames)
+            if sweeps.outside:
+                # A process as young as the command's: one that had a batch of rows has its buffers
+                # elsewhere, and its frames can take longer from then on.
+                inside = start(OURS, arguments, environment)
+                try:
+                    inside.call("load")
+                    inside.call("prepare")
+                    report["outside"] = _outside(
+                        inside, source, sweeps, report, dtype, chunk_frames, environment
+                    )
+                finally:
+                    inside.close()
             say("reading memory")
             report["machine"] = ours.call("bandwidth", bandwidth_gb)
             for position in positions:
