@@ -59,8 +59,8 @@ writes text into one pipe and times the samples in the other (`eval.latency_stop
 with the same takes inside a process that has done nothing else, each first as often as second. They
 should agree within 10 %; runs are added, up to four times N, until each difference is known to
 within 5 points. What is listened to inside is delivered as a command does it: the session has
-waited for its text, and a chunk counts when it was written into a pipe that another process reads. The
-shortest command that compares them:
+waited for its text, and a chunk counts when it was written into a pipe that another process reads.
+The shortest command that compares them:
 
     python -m eval.latency --config nano --cadences none --chunks none --rows none --outside 9
 
