@@ -15,7 +15,7 @@ import numpy as np
 
 from eval.needed import needed_from
 
-with needed_from("naturalness"):
+with needed_from("eval"):
     from dia2_jax.audio import voiced_span
     from dia2_jax.errors import ConfigError
     from dia2_jax.typing import Float, Int
@@ -58,7 +58,7 @@ Measured, if its packages are installed (else one line says what to install):
   utmos            predicted opinion score of naturalness: utmos-pytorch
   fidelity         mel distance and SI-SDR to the recording
   perceived        PESQ and STOI: pesq, pystoi
-  signal           clipping, level, floor, noise before the first word
+  signal           clipping, level, floor
   speakers         similarity of voices: Resemblyzer or WavLM
   prosody          pitch, rate, energy
 and of the codes how much of every codebook is used.

@@ -18,10 +18,13 @@ from typing import Any
 import click
 import numpy as np
 
-from eval.command import OutputFile, write_json
-from eval.latency_page import BUSY
-from eval.latency_suite import FIGURES, SUITE
-from train.command import BadInput, Program
+from eval.needed import needed_from
+
+with needed_from("eval"):
+    from eval.command import OutputFile, write_json
+    from eval.latency_page import BUSY
+    from eval.latency_suite import FIGURES, SUITE
+    from train.command import BadInput, Program
 
 #: Rounds on either side below which nothing is concluded: of two times three equal ones, one in ten
 #: pairs lies wholly apart by chance; of two times four, one in 35.

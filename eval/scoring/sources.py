@@ -177,7 +177,7 @@ def sounding_starts(reported: Iterable[float], frame_rate: float) -> list[float]
       frame_rate: of the codec, frames a second.
     """
     late = Pace().word_step_offset / frame_rate
-    return [max(0.0, start - late) for start in reported]
+    return [round(max(0.0, start - late), 3) for start in reported]
 
 
 def check_files(sets: Iterable[PromptSet]) -> None:

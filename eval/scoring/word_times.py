@@ -1,4 +1,4 @@
-"""Whether words are where the model reports them: starts against those of forced alignment.
+"""Whether words are where the model says: starts against those of forced alignment.
 
 The aligner is pocketsphinx with the English model that it ships (the one of ``train.prepare``). It
 is given the words that were reported, in order, and finds where they start in the audio; on the
@@ -9,7 +9,8 @@ by 20 ms on average.
 
 Models are trained to take a word two frames after it begins to sound, and report that: what is
 compared is the reported time less those 160 ms (`eval.scoring.sources.sounding_starts`). A
-checkpoint that was trained with another `word_step_offset` shows it in ``offset``.
+checkpoint that was trained with another `word_step_offset` shows it in ``offset``. What a reader
+of the reported times would find is ``reported_offset``.
 
 Words without a sound, such as ``(laughs)``, are left out. Words of a take that does not fit count
 as not aligned, and as out of reach.
@@ -57,13 +58,15 @@ class WordTimes(Metric):
 
     name = "word_times"
     figures = (
-        Figure("difference", "ms", "lower", "from reported to aligned start, median of a take",
+        Figure("difference", "ms", "lower", "from a start to the aligned one, median of a take",
                mean("difference")),
         Figure("offset", "ms", "", "the same with its sign: above 0 is later than it sounds",
                mean("offset")),
+        Figure("reported_offset", "ms", "", "the same of the times as the model reports them",
+               mean("reported_offset")),
         *(
             Figure(f"within_{reach}", "% of words", "higher",
-                   f"reported within {reach} ms of the aligned start",
+                   f"starting within {reach} ms of the aligned start",
                    ratio(f"within_{reach}", "words", 100))
             for reach in REACHES
         ),
@@ -89,11 +92,12 @@ class WordTimes(Metric):
         return {**self._identity, "reaches": list(REACHES)}
 
     def score(self, take: Take) -> dict[str, Any] | None:
-        words = [word for word in take.words if not self._aligner.is_silent(word.text)]
+        heard = [not self._aligner.is_silent(word.text) for word in take.words]
+        words = [word for word, there in zip(take.words, heard, strict=True) if there]
         if not words:
             return None
         scores: dict[str, Any] = {"words": len(words), "aligned": 0, "starts": []}
-        scores |= {"difference": None, "offset": None}
+        scores |= {"difference": None, "offset": None, "reported_offset": None}
         scores |= {f"within_{reach}": 0 for reach in REACHES}
         if take.audible[1] <= take.audible[0]:
             return scores
@@ -108,6 +112,9 @@ class WordTimes(Metric):
         scores["starts"] = [round(float(start), 3) for start in starts]
         scores["difference"] = round(float(np.median(np.abs(late))), 1)
         scores["offset"] = round(float(np.median(late)), 1)
+        if reported := take.about.get("reported_starts"):
+            said = np.array([start for start, there in zip(reported, heard, strict=True) if there])
+            scores["reported_offset"] = round(float(np.median(1000 * (said - starts))), 1)
         for reach in REACHES:
             scores[f"within_{reach}"] = int((np.abs(late) <= reach).sum())
         return scores

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from dia2_jax.errors import DataError
 from eval.compare import main
 from eval.scoring import comparison
-from eval.scoring.comparison import Difference, compare, read_run, verdict
+from eval.scoring.comparison import Difference, Run, compare, read_run, verdict
 from eval.scoring.metric import Figure
 from eval.scoring.registry import METRICS
 from eval.scoring.speed import Speed
@@ -41,7 +42,7 @@ def write_run(folder: Path, change: Change | None = None, *, count: int = 40, **
                 },
                 "signal": {
                     "clipped": 0, "samples": 1000, "level": -23.0 + float(rng.normal()),
-                    "peak": -6.0, "floor": -70.0, "leading_noise": None,
+                    "peak": -6.0, "floor": -70.0,
                 },
                 "dialogue": {"gap_lengths": [0.2 + 0.1 * float(rng.uniform()), None]},
             }  # fmt: skip
@@ -363,3 +364,25 @@ def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: str, message
     (two / name).write_text(content)
     result = CliRunner().invoke(main, [str(one), str(two)])
     assert result.exit_code == 2 and message in result.stderr
+
+
+def test_one_prompt_far_off_does_not_undo_what_all_say() -> None:
+    """A take that runs away is this family's failure, and no reason for a better verdict."""
+    rng = np.random.default_rng(0)
+    errors = Figure("f", "", "lower", "", lambda scores: None)
+    for far in (1.0, 50.0):
+        later = 1 + 0.1 * rng.standard_normal(60)
+        later[0] = far
+        pairs = [(i, (5.0, 1.0), (5.0 + float(x), 1.0)) for i, x in enumerate(later)]
+        (found,) = comparison._difference("generated", "all", "metric", errors, pairs)
+        assert found.verdict == "worse", (far, found.low, found.high)
+
+
+def test_runs_whose_rows_mean_other_things_are_not_compared() -> None:
+    row = {"set": "s", "id": "a", "source": "generated", "seed": 0, "kind": "k", "script": "x"}
+    one, two = (
+        Run(Path(name), {"identity": {"format": number}}, {("s", "a", "generated", 0): row})
+        for name, number in (("old", 1), ("new", 2))
+    )
+    with pytest.raises(DataError, match="old and new: their rows mean different things"):
+        compare(one, two, [])

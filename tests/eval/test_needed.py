@@ -18,10 +18,11 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.mark.parametrize(
     ("program", "package", "extra"),
     [
-        ("naturalness", "psutil", "naturalness"),
-        ("codec", "psutil", "naturalness"),
+        ("naturalness", "psutil", "eval"),
+        ("codec", "psutil", "eval"),
         ("compare", "scipy", "eval"),
         ("latency", "psutil", "eval"),
+        ("latency_compare", "psutil", "eval"),
         ("read_aloud", "yaml", "corpus,train"),
     ],
 )

@@ -19,7 +19,7 @@ from eval.scoring.scripts import SpokenWord
 from eval.scoring.signal import Signal
 from eval.scoring.summary import summarise
 from eval.scoring.takes import Take
-from eval.scoring.voice_activity import speech_spans
+from eval.scoring.voice_activity import VoiceActivity, speech_spans
 
 RATE = 24_000
 
@@ -73,19 +73,26 @@ def test_levels_and_clipping_are_what_was_put_in() -> None:
     assert signal.score(make_take(np.zeros(0))) is None
 
 
-def test_a_burst_before_the_first_word_is_a_failure() -> None:
-    signal = Signal.open(Options())
-    words = (word(0.6),)
-    clean = signal.score(make_take(noise(0.6, -70), buzz(1.0), words=words))
-    assert clean is not None and clean["leading_noise"] == pytest.approx(-47, abs=3)
-    burst = signal.score(
-        make_take(noise(0.2, -70), buzz(0.05, level=-25), noise(0.35, -70), buzz(1.0), words=words)
-    )
-    assert burst is not None and burst["leading_noise"] == pytest.approx(-1, abs=1)
-    assert signal.failures(clean) == []
-    assert signal.failures(burst) == ["noise before the first word"]
-    at_once = signal.score(make_take(buzz(1.0), words=(word(0.05),)))
-    assert at_once is not None and at_once["leading_noise"] is None
+def test_a_burst_before_the_first_speech_is_a_failure() -> None:
+    def score(*pieces: np.ndarray, speech: float) -> tuple[float | None, list[str]]:
+        """With a detector that hears speech from a moment on."""
+
+        def detect(wave: np.ndarray) -> list[float]:
+            return [float(i * 0.032 >= speech) for i in range(-(-len(wave) // 512))]
+
+        metric = VoiceActivity(detect, {})
+        scores = metric.score(make_take(*pieces))
+        return scores["leading_noise"], metric.failures(scores)
+
+    quiet, said = score(noise(0.6, -70), buzz(1.0), speech=0.6)
+    assert quiet == pytest.approx(-47, abs=3) and said == []
+    pieces = noise(0.2, -70), buzz(0.05, level=-25), noise(0.35, -70), buzz(1.0)
+    burst, said = score(*pieces, speech=0.6)
+    assert burst == pytest.approx(-1, abs=1.5) and said == ["noise before the first speech"]
+    # What goes over into the speech is its onset, which a detector hears late.
+    assert score(buzz(1.0), speech=0.2) == (None, [])
+    onset, said = score(noise(0.4, -70), buzz(1.0), speech=0.6)
+    assert onset is not None and onset < -40 and said == []
 
 
 def test_pauses_have_their_place_and_length() -> None:

@@ -18,11 +18,11 @@ from eval.scoring.metric import Options, Unavailable
 from eval.scoring.prompts import Prompt
 from eval.scoring.registry import open_metrics
 from eval.scoring.scripts import SpokenWord
-from eval.scoring.signal import Signal
 from eval.scoring.sources import Studio, sounding_starts
 from eval.scoring.stopping import Stopping
 from eval.scoring.summary import summarise
 from eval.scoring.takes import Take
+from eval.scoring.voice_activity import VoiceActivity
 from eval.scoring.word_times import FAR, WordTimes
 
 SPEECH = Path(__file__).parent.parent / "golden" / "speech"
@@ -138,10 +138,10 @@ def test_a_model_s_words_are_where_they_sound(metric: WordTimes) -> None:
     assert scores is not None and scores["aligned"] == 13
     assert abs(scores["offset"]) < 80  # a frame
     assert scores["within_80"] > 13 / 2
+    assert scores["reported_offset"] == pytest.approx(scores["offset"] + 160, abs=1)
     # What sounds from the start on is the first word, no noise before it.
-    signal = Signal.open(Options()).score(take)
-    assert signal is not None and signal["leading_noise"] is None
-    assert Signal.open(Options()).failures(signal) == []
+    activity = VoiceActivity.open(Options())
+    assert activity.failures(activity.score(take)) == []
     assert take.audible[0] < 0.1 and Stopping().failures(Stopping().score(take)) == []
 
 
