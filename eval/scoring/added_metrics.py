@@ -44,6 +44,7 @@ def kept_take(row: Row, prompt: Prompt, folder: Path) -> Take | None:
         words=tuple(SpokenWord(**word) for word in row["words"]),
         truncated=row.get("truncated", False),
         reference_seconds=seconds,
+        about={"reported_starts": row["reported_starts"]} if "reported_starts" in row else {},
     )
 
 

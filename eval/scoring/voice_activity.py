@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from dia2_jax.audio import WINDOW, resample, to_pcm16, window_levels
+from dia2_jax.audio import resample, to_pcm16, window_levels
 from dia2_jax.typing import Float
 from eval.latency_machine import package_versions
+from eval.scoring.levels import pauses, span_levels
 from eval.scoring.metric import Figure, Metric, Options, Scores, Unavailable, mean
+from eval.scoring.scripts import SOUND_TAGS
 from eval.scoring.takes import Take
 
 #: Probability of speech of each 32 ms of a waveform at 16 kHz.
@@ -31,9 +33,12 @@ _SPEECH = 0.5
 #: Speech and pauses shorter than this are what the detector wavers by, in seconds: two chunks.
 SHORTEST = 0.064
 
-#: Before the first speech so many windows of 20 ms in a row, so many dB below the speech, are the
-#: pause that ends what was there before; and a burst of that within so many dB is a failure.
-_PAUSE, _QUIET, _BURST = 5, 30.0, 15.0
+#: So long, in seconds, and so many dB below the speech, is a pause that ends what came before it;
+#: and a burst before it that is within so many dB of the speech is a failure.
+_PAUSE, _QUIET, _BURST = 0.1, 30.0, 15.0
+
+#: The detector hears speech at most so late, in seconds.
+_LATE = 0.2
 
 
 def open_detector() -> tuple[Detector, dict[str, Any]]:
@@ -84,7 +89,7 @@ class VoiceActivity(Metric):
             "leading_noise",
             "dB",
             "lower",
-            "loudest 20 ms before the pause before the first speech, over the speech's level",
+            "loudest 20 ms before the first speech, over its level; none without a lead",
             mean("leading_noise"),
         ),
         Figure("speech_tail", "s", "", "speech after the end of the text", mean("tail")),
@@ -101,7 +106,7 @@ class VoiceActivity(Metric):
         return cls(*open_detector())
 
     def identity(self) -> dict[str, Any]:
-        return self._identity
+        return {**self._identity, "pause": _PAUSE, "quiet": _QUIET, "late": _LATE}
 
     def score(self, take: Take) -> dict[str, Any]:
         chunks = np.array(self._detect(resample(take.wave, take.rate, _RATE)))
@@ -129,17 +134,17 @@ class VoiceActivity(Metric):
 
 
 def _leading_noise(take: Take, start: float, end: float) -> float | None:
-    """Loudest 20 ms of what comes before the pause before the first speech, in dB over its level.
+    """Loudest 20 ms of what comes before the first speech, in dB over its level.
 
-    None where there is no such pause: the take begins with its speech.
+    A pause ends it: what is loud between the last pause and the moment at which the detector hears
+    speech is the onset. Without a pause it ends as long before that as a detector can be late. None
+    where the take begins with its speech, or with a sound that the script asks for.
     """
+    if take.words and take.words[0].text in SOUND_TAGS:
+        return None
     levels = window_levels(take.wave, take.rate)
     speech = take.wave[int(start * take.rate) : int(end * take.rate)]
     level = 10 * float(np.log10(max(float(np.mean(np.square(speech, dtype=np.float64))), 1e-10)))
-    before = levels[: int(start / WINDOW)]
-    loud = before > level - _QUIET
-    # The last pause; what is loud behind it is the onset, which the detector hears late.
-    for last in range(len(before) - _PAUSE, -1, -1):
-        if not loud[last : last + _PAUSE].any():
-            return float(before[: last + _PAUSE].max()) - level
-    return None
+    quiet = pauses(levels, 0.0, start, below=level - _QUIET, shortest=_PAUSE)
+    before = span_levels(levels, 0.0, quiet[-1][1] if quiet else start - _LATE)
+    return float(before.max()) - level if len(before) else None

@@ -30,7 +30,7 @@ from eval.scoring.takes import Take
 from train.preparation.forced import PocketsphinxAligner
 from train.preparation.records import Rejected
 
-#: A reported start within so many milliseconds of the aligned one is near: one frame, and two.
+#: A start within so many milliseconds of the aligned one is near: one frame, and two.
 REACHES = (80, 160)
 
 #: A take whose median difference is larger is a failure, in milliseconds: three frames.
@@ -54,7 +54,7 @@ class Aligner(Protocol):
 
 
 class WordTimes(Metric):
-    """Reported against aligned starts of words."""
+    """Starts of words against aligned ones."""
 
     name = "word_times"
     figures = (
@@ -123,5 +123,5 @@ class WordTimes(Metric):
         if not scores["aligned"]:
             return ["its words do not fit what is heard"]
         if scores["difference"] > FAR:
-            return [f"words reported {scores['difference']:.0f} ms from where they are heard"]
+            return [f"words start {scores['difference']:.0f} ms from where they are heard"]
         return []
