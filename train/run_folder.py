@@ -9,7 +9,6 @@ with the configuration that it was started with, but for what does not change it
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -30,8 +29,14 @@ import dia2_jax
 from dia2_jax.errors import ConfigError
 from train.command import warn
 from train.config import TrainingConfig, config_to_dict, flat
+from train.folder_lock import held
 from train.processes import barrier, is_leader
 
+#: Said where another process holds the folder.
+_BUSY = (
+    "another process is training in it; wait for it or stop it (SIGTERM saves a checkpoint), or "
+    "choose another run.folder"
+)
 #: What a run writes, in the order in which it is deleted: config.yaml marks the folder as a run's.
 _OWN = (
     "checkpoints", "damaged", "samples", "export", "wandb", "log.jsonl", "curve.png",
@@ -120,7 +125,7 @@ def open_run_folder(
     with ExitStack() as stack:
         if is_leader():
             folder.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_taken(folder.path))
+            stack.enter_context(held(folder.path, _BUSY))
             if exists and overwrite:
                 for name in _OWN:
                     _delete(folder.path / name)
@@ -177,32 +182,6 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-@contextmanager
-def _taken(folder: Path) -> Iterator[None]:
-    """Hold the folder, so that a job that was started twice does not write into its own run.
-
-    The lock ends with the process, however that ends. It is asked of the folder itself, which some
-    network file systems refuse; runs are not kept apart there.
-
-    Raises:
-      ConfigError: another process holds it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder}: another process is training in it; wait for it or stop it (SIGTERM "
-                "saves a checkpoint), or choose another run.folder"
-            ) from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def _refuse_changes(folder: RunFolder, config: TrainingConfig) -> None:

@@ -313,9 +313,9 @@ class Depformer(nnx.Module):
         if text is not None:
             embedded = embedded + jnp.where(stage == 0, text, 0)
         if weight_set is None:
-            places = [sorted(conditions).index(each) for each in self.config.schedule]
-            chosen: int | Array = jnp.asarray(places)[stage]
-            condition = jnp.stack([conditions[index] for index in sorted(conditions)])[chosen]
+            sets = sorted(conditions)
+            chosen: int | Array = jnp.asarray([sets.index(i) for i in self.config.schedule])[stage]
+            condition = jnp.stack([conditions[index] for index in sets])[chosen]
         else:
             chosen, condition = weight_set, conditions[weight_set]
         x = condition + embedded

@@ -6,7 +6,7 @@ softmax are float32.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,13 @@ MASKED = -1e30
 class StepCache(Protocol):
     """What a step attends over: keys and values of all layers, some slots at a time."""
 
-    @property
-    def block(self) -> int:
-        """Slots attended at a time; a cache is a whole number of them long."""
-        ...
+    #: Slots attended at a time; a cache is a whole number of them long.
+    block: ClassVar[int]
 
     @property
-    def kv_heads(self) -> int: ...
+    def keys(self) -> Array:
+        """``[B, L, K, ...]``."""
+        ...
 
     def ask(self, query: Float[Array, "B K G H"]) -> Any:
         """The query as :meth:`scores` reads it, made once for all blocks."""
@@ -79,6 +79,8 @@ class KVCache:
       values: ``[B, L, K, S, H]``.
     """
 
+    block: ClassVar[int] = BLOCK
+
     keys: Float[Array, "B L K H S"]
     values: Float[Array, "B L K S H"]
 
@@ -92,14 +94,6 @@ class KVCache:
             keys=jnp.zeros((batch, layers, heads, head_dim, slots), dtype),
             values=jnp.zeros((batch, layers, heads, slots, head_dim), dtype),
         )
-
-    @property
-    def block(self) -> int:
-        return BLOCK
-
-    @property
-    def kv_heads(self) -> int:
-        return self.keys.shape[2]
 
     def write_step(
         self,
@@ -207,7 +201,8 @@ def attend_cache(
     compiled program serves every length. Blocks a short row does not have add exactly zero.
     """
     batch, heads, width = query.shape
-    grouped = query.reshape(batch, cache.kv_heads, heads // cache.kv_heads, width)
+    kv_heads = cache.keys.shape[2]
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)
     asked = cache.ask(grouped)
     block = cache.block
     blocks = (jnp.max(length) + block - 1) // block

@@ -7,6 +7,8 @@ products with the rounded query; softmax is float32.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
@@ -35,6 +37,8 @@ class Int8Cache:
       key_scale, value_scale: ``[B, L, K, S]`` float32.
     """
 
+    block: ClassVar[int] = BLOCK
+
     keys: Int[Array, "B L K S H"]
     values: Int[Array, "B L K S H"]
     key_scale: Float[Array, "B L K S"]
@@ -50,14 +54,6 @@ class Int8Cache:
             key_scale=jnp.zeros(shape, jnp.float32),
             value_scale=jnp.zeros(shape, jnp.float32),
         )
-
-    @property
-    def block(self) -> int:
-        return BLOCK
-
-    @property
-    def kv_heads(self) -> int:
-        return self.keys.shape[2]
 
     def write_step(
         self,

@@ -1,10 +1,10 @@
 """Layers in a loop: one of several equal ones, chosen while a program runs.
 
-A program that runs its layers one after another holds every layer's operations: at the 1B shape
-86,000 of them, half a gigabyte of memory and most of the time to start. A loop over the layers
-holds one layer's. It could slice stacked weights, but XLA's CPU backend copies a slice before it
-multiplies with it, which takes longer than the product. So the matrices stay where they are, and a
-conditional with a branch for each reads the one that is wanted.
+A program that runs its layers one after another holds every layer's operations, which at the 1B
+shape is most of the memory beside the weights and of the time to start (`eval/SPEED.md`). A loop
+over the layers holds one layer's. It could slice stacked weights, but XLA's CPU backend copies a
+slice before it multiplies with it. So the matrices stay where they are, and a conditional with a
+branch for each reads the one that is wanted.
 """
 
 from __future__ import annotations

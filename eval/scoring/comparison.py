@@ -160,7 +160,8 @@ def compare(first: Run, second: Run, metrics: Sequence[type[Metric]]) -> list[Di
             f"{formats[0]} and {formats[1]}): run the older one again, into another folder"
         )
     others = other_scripts(first, second)
-    shared = [k for k in first.rows if k in second.rows and k not in others]
+    left_out = set(others)
+    shared = [k for k in first.rows if k in second.rows and k not in left_out]
     if not shared:
         why = ""
         if others:

@@ -16,6 +16,13 @@ def span_levels(
     return levels[max(first, 0) : max(last, 0)]
 
 
+def stretch_level(wave: Float[np.ndarray, " W"], rate: int, start: float, end: float) -> float:
+    """RMS between two times in seconds, in dB of full scale; -100 at the least."""
+    part = wave[int(start * rate) : int(end * rate)]
+    power = float(np.mean(np.square(part, dtype=np.float64)))
+    return 10 * float(np.log10(max(power, 1e-10)))
+
+
 def pauses(
     levels: Float[np.ndarray, " T"], start: float, end: float, *, below: float, shortest: float
 ) -> list[tuple[float, float]]:

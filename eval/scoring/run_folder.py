@@ -10,20 +10,19 @@ rows that are there are kept. While it works, no other run may work in its folde
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import secrets
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from dia2_jax.errors import ConfigError, DataError
 from eval.scoring.metric import Row
 from eval.scoring.takes import GENERATED
+from train.folder_lock import held
 
 #: Raised whenever a row means something else: in 2, words are where they sound.
 FORMAT = 2
@@ -32,31 +31,21 @@ FORMAT = 2
 Key = tuple[str, str, str, int | None]
 
 
-@contextmanager
-def taken(path: Path) -> Iterator[None]:
-    """Hold the folder of a run, so that a second start does not do its work again between its rows.
+#: Said where another run holds the folder.
+_BUSY = (
+    "another run works in it; wait for its end or stop it (Ctrl-C; the same command goes on from "
+    "there), or name another folder with --out"
+)
 
-    The lock is one of the folder itself and ends with the process, however that ends: nothing is
-    left behind. Some network file systems refuse it; runs are not kept apart there.
+
+def taken(path: Path) -> AbstractContextManager[None]:
+    """Hold the folder of a run, so that a second start does not do its work again between its rows.
 
     Raises:
       ConfigError: another run holds it.
       OSError: there is no such folder.
     """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{path}: another run works in it; wait for its end or stop it (Ctrl-C; the same "
-                "command goes on from there), or name another folder with --out"
-            ) from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(handle)
+    return held(path, _BUSY)
 
 
 def refuse_taken(path: Path) -> None:

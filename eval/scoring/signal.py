@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dia2_jax.audio import window_levels
+from eval.scoring.levels import stretch_level
 from eval.scoring.metric import Figure, Metric, Options, Scores, mean, ratio
 from eval.scoring.takes import Take
 
@@ -56,9 +57,7 @@ class Signal(Metric):
             "floor": float(np.quantile(levels, _FLOOR)) if len(levels) else None,
         }
         if end > start:
-            part = take.wave[int(start * take.rate) : int(end * take.rate)]
-            power = float(np.mean(np.square(part, dtype=np.float64)))
-            scores["level"] = 10 * float(np.log10(max(power, 1e-10)))
+            scores["level"] = stretch_level(take.wave, take.rate, start, end)
         return scores
 
     def failures(self, scores: Scores) -> list[str]:

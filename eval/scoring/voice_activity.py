@@ -16,7 +16,7 @@ import numpy as np
 from dia2_jax.audio import resample, to_pcm16, window_levels
 from dia2_jax.typing import Float
 from eval.latency_machine import package_versions
-from eval.scoring.levels import pauses, span_levels
+from eval.scoring.levels import pauses, span_levels, stretch_level
 from eval.scoring.metric import Figure, Metric, Options, Scores, Unavailable, mean
 from eval.scoring.scripts import SOUND_TAGS
 from eval.scoring.takes import Take
@@ -143,8 +143,7 @@ def _leading_noise(take: Take, start: float, end: float) -> float | None:
     if take.words and take.words[0].text in SOUND_TAGS:
         return None
     levels = window_levels(take.wave, take.rate)
-    speech = take.wave[int(start * take.rate) : int(end * take.rate)]
-    level = 10 * float(np.log10(max(float(np.mean(np.square(speech, dtype=np.float64))), 1e-10)))
+    level = stretch_level(take.wave, take.rate, start, end)
     quiet = pauses(levels, 0.0, start, below=level - _QUIET, shortest=_PAUSE)
     before = span_levels(levels, 0.0, quiet[-1][1] if quiet else start - _LATE)
     return float(before.max()) - level if len(before) else None
