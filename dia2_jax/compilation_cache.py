@@ -23,18 +23,24 @@ _COUNTS = {
 }
 
 
+def cache_folder() -> Path | None:
+    """``~/.cache/dia2-jax/xla``, or what ``DIA2_JAX_CACHE`` names; None if that is ``off``."""
+    choice = os.environ.get(CACHE_VARIABLE, "")
+    if choice.lower() == "off":
+        return None
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(choice) if choice else home / "dia2-jax" / "xla"
+
+
 def enable_compilation_cache() -> None:
     """Keep compiled programs on disk, so that a second process need not compile again.
 
-    In ``~/.cache/dia2-jax/xla`` unless ``DIA2_JAX_CACHE`` names another folder or is ``off``. A
-    cache that the caller configured in JAX is left alone. `dia2-jax warmup --help` says what the
-    key of a program is made of.
+    In :func:`cache_folder`; a cache that the caller configured in JAX is left alone.
+    `dia2-jax warmup --help` says what the key of a program is made of.
     """
-    choice = os.environ.get(CACHE_VARIABLE, "")
-    if choice.lower() == "off" or jax.config.values["jax_compilation_cache_dir"] is not None:
+    folder = cache_folder()
+    if folder is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(choice) if choice else home / "dia2-jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # About what reading a small program takes.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)

@@ -26,7 +26,25 @@ MASKED = -1e30
 
 
 class StepCache(Protocol):
-    """What a step attends over: keys and values of all layers, some slots at a time."""
+    """What a step attends over: keys and values of all layers."""
+
+    @property
+    def keys(self) -> Array:
+        """``[B, L, K, ...]``."""
+        ...
+
+    def attend(
+        self,
+        query: Float[Array, "B K G H"],
+        layer: int | Int[Array, ""],
+        length: Int[Array, " B"],
+    ) -> Float[Array, "B K G H"]:
+        """What :func:`attend_cache` returns, of grouped and scaled queries and in float32."""
+        ...
+
+
+class BlockCache(Protocol):
+    """Keys and values of all layers that :func:`attend_blocks` reads some slots at a time."""
 
     #: Slots attended at a time; a cache is a whole number of them long.
     block: ClassVar[int]
@@ -129,6 +147,14 @@ class KVCache:
             values=lax.dynamic_update_slice(self.values, values, start),
         )
 
+    def attend(
+        self,
+        query: Float[Array, "B K G H"],
+        layer: int | Int[Array, ""],
+        length: Int[Array, " B"],
+    ) -> Float[Array, "B K G H"]:
+        return attend_blocks(self, query, layer, length)
+
     def ask(self, query: Float[Array, "B K G H"]) -> Float[Array, "B K G H"]:
         return query
 
@@ -194,25 +220,35 @@ def attend_cache(
     *,
     scale: float,
 ) -> Float[Array, "B N H"]:
-    """Attention of one query a row over the first ``length[b]`` slots of a layer.
+    """Attention of one query a row over the first ``length[b]`` slots of a layer."""
+    batch, heads, width = query.shape
+    kv_heads = cache.keys.shape[2]
+    grouped = scale * query.reshape(batch, kv_heads, heads // kv_heads, width)
+    return cache.attend(grouped, layer, length).reshape(query.shape).astype(query.dtype)
+
+
+def attend_blocks(
+    cache: BlockCache,
+    query: Float[Array, "B K G H"],
+    layer: int | Int[Array, ""],
+    length: Int[Array, " B"],
+) -> Float[Array, "B K G H"]:
+    """:meth:`StepCache.attend`, a block of slots after another.
 
     Blocks of the cache are visited up to the longest row with a running softmax (Milakov and
     Gimelshein, 2018), so a step costs what was written so far, not what was allocated, and one
     compiled program serves every length. Blocks a short row does not have add exactly zero.
     """
-    batch, heads, width = query.shape
-    kv_heads = cache.keys.shape[2]
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)
-    asked = cache.ask(grouped)
+    asked = cache.ask(query)
     block = cache.block
     blocks = (jnp.max(length) + block - 1) // block
     limit = length[:, None, None, None]
-    shape = grouped.shape[:-1]
+    shape = query.shape[:-1]
 
     def visit(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         peak, total, out = carry
         start = index * block
-        scores = scale * cache.scores(asked, layer, start)
+        scores = cache.scores(asked, layer, start)
         scores = jnp.where(start + jnp.arange(block) < limit, scores, MASKED)
         new_peak = jnp.maximum(peak, scores.max(axis=-1))
         weights = jnp.exp(scores - new_peak[..., None])
@@ -223,7 +259,7 @@ def attend_cache(
     first = (
         jnp.full(shape, MASKED, jnp.float32),
         jnp.zeros(shape, jnp.float32),
-        jnp.zeros(grouped.shape, jnp.float32),
+        jnp.zeros(query.shape, jnp.float32),
     )
     _, total, out = lax.fori_loop(0, blocks, visit, first)
-    return (out / total[..., None]).reshape(batch, heads, width).astype(query.dtype)
+    return out / total[..., None]

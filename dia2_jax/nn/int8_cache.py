@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from dia2_jax.nn.attention import block_of
+from dia2_jax.nn.attention import attend_blocks, block_of
+from dia2_jax.nn.int8_kernel import attend_int8, use_kernel
 from dia2_jax.nn.quantized import BASE, LEVELS, SMALLEST, round_rows, round_rows_twice
 from dia2_jax.typing import Array, Float, Int
 
@@ -89,6 +90,18 @@ class Int8Cache:
             values=put(self.values, new_values),
             value_scale=put(self.value_scale, value_scale),
         )
+
+    def attend(
+        self,
+        query: Float[Array, "B K G H"],
+        layer: int | Int[Array, ""],
+        length: Int[Array, " B"],
+    ) -> Float[Array, "B K G H"]:
+        if not use_kernel():
+            return attend_blocks(self, query, layer, length)
+        held = (self.keys, self.key_scale, self.values, self.value_scale)
+        place = (jnp.asarray(layer, jnp.int32), length.astype(jnp.int32))
+        return attend_int8(query.astype(jnp.float32), *held, *place)
 
     def ask(self, query: Float[Array, "B K G H"]) -> tuple[Int[Array, "B K F H"], Array]:
         """Two int8 digits of every query, one after the other, and their scale ``[B, K, G]``."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dia2_jax.nn.int8_kernel import multiply, use_kernel
 from dia2_jax.nn.one_of import OneOf
 from dia2_jax.typing import Array, Float, Int
 
@@ -87,26 +88,35 @@ def project_int8(
 ) -> Float[Array, "*B F"]:
     """``x @ (scale[:, None] * weight).T`` with ``x`` rounded to two digits by row, in float32.
 
+    A row that is not finite gives NaN.
+    """
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    product = multiply if use_kernel() else _multiply
+    if isinstance(weight, OneOf):
+        y = weight.apply(lambda rows, chosen: product(rows, chosen, scale), rows)
+    else:
+        y = product(rows, weight, scale)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _multiply(
+    x: Float[Array, "B D"], weight: Int[Array, "F D"], scale: Float[Array, " F"]
+) -> Float[Array, "B F"]:
+    """The product in XLA's operations.
+
     The weights are the left operand: XLA's CPU backend reads a left one as it lies and repacks a
     right one on every call, which takes twice the time (``python -m eval.matmul_speed``). Both
     digits of all rows are its right one, so that the weights are read once.
-    A row that is not finite gives NaN.
     """
-    first, second, step = round_rows_twice(x.reshape(-1, x.shape[-1]))
-    digits = jnp.concatenate([first, second])
-    if isinstance(weight, OneOf):
-        sums = weight.apply(_sums, digits)
-    else:
-        sums = _sums(digits, weight)
+    first, second, step = round_rows_twice(x)
+    sums = lax.dot_general(
+        weight,
+        jnp.concatenate([first, second]),
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.int32,
+    )
     high, low = jnp.split(sums.astype(jnp.float32), 2, axis=1)
     y = (high + low / BASE) * scale[:, None] * step
     # Without the barrier XLA turns the transposition of a product into the product with its
     # operands exchanged, which is the slow one.
-    y = lax.optimization_barrier(y).T
-    return y.reshape(*x.shape[:-1], weight.shape[0])
-
-
-def _sums(digits: Int[Array, "B D"], weight: Int[Array, "F D"]) -> Int[Array, "F B"]:
-    return lax.dot_general(
-        weight, digits, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
-    )
+    return lax.optimization_barrier(y).T
