@@ -18,9 +18,8 @@
 #define LEVELS 127.0f     /* quantized.LEVELS */
 #define BASE 254.0f       /* quantized.BASE */
 #define SMALLEST 1e-30f   /* quantized.SMALLEST */
-#define BLOCK_BYTES 65536 /* of weights dealt out at a time */
-#define ALONE_BYTES 49152 /* below it, waking another thread takes longer than reading them */
-#define AHEAD 4096        /* bytes of weights asked for before they are used */
+#define DEALT 32768       /* bytes of weights that a thread takes at a time, at least */
+#define ALONE 49152       /* bytes of them below which waking another thread takes longer */
 #define PAIRS 8           /* of a row and an output, multiplied at a time: 16 sums of two digits */
 
 #define INLINE static inline __attribute__((always_inline))
@@ -34,13 +33,14 @@ INLINE __mmask16 first_lanes(int64_t count) {
 
 /* ---- Work that the threads of XLA's pool share -----------------------------------------------
  *
- * Items are dealt out some at a time. Who comes late finds none left, so nobody waits for a thread
- * that has not begun. */
+ * Items are dealt out some at a time: many at first, because long runs of weights are read faster,
+ * and fewer towards the end, so that all threads finish together. Who comes late finds none left, so
+ * nobody waits for a thread that has not begun. */
 
 typedef struct Work {
   atomic_llong next, done; /* items dealt out, and finished */
   atomic_int holders;      /* who may still look at this; the last one frees it */
-  int64_t items, portion;
+  int64_t items, portion, threads; /* `portion` items are the fewest dealt out */
   void (*compute)(const struct Work *, int64_t first, int64_t last);
 } Work;
 
@@ -49,12 +49,15 @@ static void leave(Work *work) {
 }
 
 static void take_part(Work *work) {
-  for (;;) {
-    int64_t first = atomic_fetch_add(&work->next, work->portion);
-    if (first >= work->items) return;
-    int64_t last = first + work->portion < work->items ? first + work->portion : work->items;
-    work->compute(work, first, last);
-    atomic_fetch_add_explicit(&work->done, last - first, memory_order_release);
+  long long first = atomic_load(&work->next);
+  while (first < work->items) {
+    int64_t count = up((work->items - first) / (2 * work->threads), work->portion);
+    if (count < work->portion) count = work->portion;
+    if (count > work->items - first) count = work->items - first;
+    if (!atomic_compare_exchange_weak(&work->next, &first, first + count)) continue;
+    work->compute(work, first, first + count);
+    atomic_fetch_add_explicit(&work->done, count, memory_order_release);
+    first = atomic_load(&work->next);
   }
 }
 
@@ -80,9 +83,9 @@ static int64_t count_threads(const XLA_FFI_CallFrame *frame) {
 
 /* Finishes the work, and gives up the caller's hold of it. */
 static void finish(const XLA_FFI_CallFrame *frame, Work *work, int alone) {
-  int64_t helpers = alone ? 0 : count_threads(frame) - 1;
-  int64_t portions = (work->items + work->portion - 1) / work->portion;
-  if (helpers > portions - 1) helpers = portions - 1;
+  const int64_t portions = (work->items + work->portion - 1) / work->portion;
+  work->threads = alone ? 1 : count_threads(frame);
+  int64_t helpers = (work->threads < portions ? work->threads : portions) - 1;
   for (; helpers > 0; helpers--) {
     atomic_fetch_add(&work->holders, 1);
     XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
@@ -203,13 +206,13 @@ INLINE __m512i sum_lanes(const __m512i *vectors) {
  * The instruction multiplies unsigned by signed bytes, so 128 is added to the weights (which flips
  * their highest bit); Ends take from the sums what that adds. */
 INLINE void add(__m512i *sums, const int8_t *const *weights, const int8_t *digits, int64_t padded,
-                int64_t k, const int rows, __mmask64 here) {
+                int64_t k, const int rows, __mmask64 here, int64_t ahead) {
   const int width = PAIRS / rows;
   const __m512i flip = _mm512_set1_epi8((char)0x80);
   __m512i held[2 * PAIRS];
   UNROLL for (int j = 0; j < 2 * rows; j++) held[j] = _mm512_load_si512(digits + j * padded + k);
   UNROLL for (int i = 0; i < width; i++) {
-    _mm_prefetch((const char *)(weights[i] + k + AHEAD), _MM_HINT_T0);
+    _mm_prefetch((const char *)(weights[i] + k + ahead), _MM_HINT_T1);
     __m512i read = _mm512_xor_si512(_mm512_maskz_loadu_epi8(here, weights[i] + k), flip);
     UNROLL for (int j = 0; j < rows; j++) {
       __m512i *first = sums + j * width + i, *second = first + PAIRS;
@@ -219,9 +222,10 @@ INLINE void add(__m512i *sums, const int8_t *const *weights, const int8_t *digit
   }
 }
 
-/* PAIRS / `count` outputs from `output` on, of which `exist`, of `count` rows from `row` on. */
+/* PAIRS / `count` outputs from `output` on, of which `exist`, of `count` rows from `row` on; asks
+ * for the weights `ahead` bytes further on. */
 INLINE void tile(const Product *product, const Rows *rows, int64_t output, int exist, int64_t row,
-                 const int count, const Ends *ends) {
+                 const int count, const Ends *ends, int64_t ahead) {
   const int width = PAIRS / count;
   const int64_t inputs = rows->inputs, padded = rows->padded;
   const int8_t *digits = rows->digits + 2 * row * padded;
@@ -231,8 +235,8 @@ INLINE void tile(const Product *product, const Rows *rows, int64_t output, int e
   __m512i sums[2 * PAIRS];
   UNROLL for (int i = 0; i < 2 * PAIRS; i++) sums[i] = _mm512_setzero_si512();
   int64_t k = 0;
-  for (; k + 64 <= inputs; k += 64) add(sums, weights, digits, padded, k, count, ~0ull);
-  if (k < inputs) add(sums, weights, digits, padded, k, count, (1ull << (inputs - k)) - 1);
+  for (; k + 64 <= inputs; k += 64) add(sums, weights, digits, padded, k, count, ~0ull, ahead);
+  if (k < inputs) add(sums, weights, digits, padded, k, count, (1ull << (inputs - k)) - 1, ahead);
   __m512i totals = sum_lanes(sums);
   __m256 first = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm512_castsi512_si256(totals), ends->first));
   __m256 second = _mm256_cvtepi32_ps(
@@ -262,8 +266,11 @@ INLINE void multiply_some(const Product *product, const Rows *rows, int64_t firs
   const Ends ends = {_mm256_loadu_si256((const __m256i *)offsets[0]),
                      _mm256_loadu_si256((const __m256i *)offsets[1]),
                      _mm256_loadu_si256((const __m256i *)output), _mm256_loadu_ps(steps)};
-  for (; first + width <= last; first += width) tile(product, rows, first, width, row, count, &ends);
-  if (first < last) tile(product, rows, first, (int)(last - first), row, count, &ends);
+  for (; first + width <= last; first += width) {
+    const int64_t ahead = first + 2 * width <= last ? width * rows->inputs : 0;
+    tile(product, rows, first, width, row, count, &ends, ahead);
+  }
+  if (first < last) tile(product, rows, first, (int)(last - first), row, count, &ends, 0);
 }
 
 /* Outputs `first` to `last` - 1 of `count` rows from `row` on. */
@@ -439,9 +446,9 @@ XLA_FFI_Error *dia2_jax_int8_product(XLA_FFI_CallFrame *frame) {
   all->product = (Product){weight->data, scale->data, y->data, outputs};
   for (int64_t row = 0; row < rows; row++)
     round_row(&all->rows, row, (const float *)x->data + row * inputs);
-  int64_t portion = BLOCK_BYTES / (inputs > 0 ? inputs : 1) / PAIRS * PAIRS;
-  begin(&all->work, outputs, portion > PAIRS ? portion : PAIRS, compute_outputs);
-  finish(frame, &all->work, outputs * inputs < ALONE_BYTES);
+  const int64_t portion = up(DEALT / (inputs > 0 ? inputs : 1) + 1, PAIRS);
+  begin(&all->work, outputs, portion, compute_outputs);
+  finish(frame, &all->work, outputs * inputs < ALONE);
   return NULL;
 }
 
@@ -484,6 +491,6 @@ XLA_FFI_Error *dia2_jax_int8_attention(XLA_FFI_CallFrame *frame) {
   all->length = length, all->y = y->data;
   all->scores = (float *)((char *)all + head + rounded);
   begin(&all->work, batch * heads, 1, compute_heads);
-  finish(frame, &all->work, batch * heads * longest * width < ALONE_BYTES);
+  finish(frame, &all->work, batch * heads * longest * width < ALONE);
   return NULL;
 }
