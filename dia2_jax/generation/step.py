@@ -271,34 +271,47 @@ class Programs:
     """A model split once into structure and weights, and the compiled steps on it.
 
     Structure and options are closed over, so a dispatch hashes nothing but array types. The
-    weights are arguments of every program; the state is donated.
+    weights are arguments of every program, one after another: walking through the tree of them in
+    every frame would take longer than all else that Python does. The state is donated.
     """
 
     def __init__(self, model: Dia2Model) -> None:
         self.config = model.config
-        self.graph, self.params = nnx.split(model)
+        self.graph, params = nnx.split(model)
+        self._weights, self._tree = jax.tree.flatten(params)
         self._steps: dict[tuple[StepOptions, bool], Any] = {}
         self._prefills: dict[StepOptions, Any] = {}
 
+    @property
+    def params(self) -> Any:
+        """The weights as the tree that ``graph`` goes with."""
+        return jax.tree.unflatten(self._tree, self._weights)
+
+    @params.setter
+    def params(self, params: Any) -> None:
+        self._weights = self._tree.flatten_up_to(params)
+
     def model(self) -> Dia2Model:
         """The module again; it shares the weights."""
-        return nnx.merge(self.graph, self.params)
+        return self._with(self._weights)
+
+    def _with(self, weights: list[Array]) -> Dia2Model:
+        model: Dia2Model = nnx.merge(self.graph, jax.tree.unflatten(self._tree, weights))
+        return model
 
     def jitted(self, options: StepOptions, *, replay: bool = False) -> Any:
         """:func:`frame_step` under jit for one set of static choices."""
         key = (options, replay)
         if key not in self._steps:
-            graph = self.graph
 
             def run(
-                params: Any,
+                weights: list[Array],
                 state: GenerationState,
                 queue: TextQueue,
                 settings: RowSettings,
                 picks: Array | None = None,
             ) -> tuple[GenerationState, FrameOutput, FrameTrace | None]:
-                model = nnx.merge(graph, params)
-                return frame_step(model, state, queue, settings, options, picks)
+                return frame_step(self._with(weights), state, queue, settings, options, picks)
 
             self._steps[key] = jax.jit(run, donate_argnums=1)
         return self._steps[key]
@@ -312,15 +325,16 @@ class Programs:
     ) -> GenerationState:
         """:func:`prefill` under jit; ``state`` must not be used again."""
         if options not in self._prefills:
-            graph = self.graph
 
             def run(
-                params: Any, state: GenerationState, tokens: Array, rows: Array
+                weights: list[Array], state: GenerationState, tokens: Array, rows: Array
             ) -> GenerationState:
-                return prefill(nnx.merge(graph, params), state, tokens, rows, options)
+                return prefill(self._with(weights), state, tokens, rows, options)
 
             self._prefills[options] = jax.jit(run, donate_argnums=1)
-        return self._prefills[options](self.params, state, jnp.asarray(tokens), jnp.asarray(rows))
+        run = self._prefills[options]
+        filled: GenerationState = run(self._weights, state, jnp.asarray(tokens), jnp.asarray(rows))
+        return filled
 
     def step(
         self,
@@ -333,8 +347,8 @@ class Programs:
         """One compiled frame; ``state`` must not be used again."""
         program = self.jitted(options, replay=picks is not None)
         if picks is None:
-            return program(self.params, state, queue, settings)
-        return program(self.params, state, queue, settings, jnp.asarray(picks))
+            return program(self._weights, state, queue, settings)
+        return program(self._weights, state, queue, settings, jnp.asarray(picks))
 
 
 def prefill(
