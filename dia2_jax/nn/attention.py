@@ -14,6 +14,7 @@ from flax import struct
 from jax import lax
 from jax.typing import DTypeLike
 
+from dia2_jax.nn.kernels import attention_float32, use_float32
 from dia2_jax.nn.linear import exact
 from dia2_jax.typing import Array, Bool, Float, Int
 
@@ -153,7 +154,10 @@ class KVCache:
         layer: int | Int[Array, ""],
         length: Int[Array, " B"],
     ) -> Float[Array, "B K G H"]:
-        return attend_blocks(self, query, layer, length)
+        if self.keys.dtype != jnp.float32 or not use_float32():
+            return attend_blocks(self, query, layer, length)
+        place = (jnp.asarray(layer, jnp.int32), length.astype(jnp.int32))
+        return attention_float32(query.astype(jnp.float32), self.keys, self.values, *place)
 
     def ask(self, query: Float[Array, "B K G H"]) -> Float[Array, "B K G H"]:
         return query

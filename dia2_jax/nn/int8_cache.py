@@ -14,7 +14,7 @@ from flax import struct
 from jax import lax
 
 from dia2_jax.nn.attention import attend_blocks, block_of
-from dia2_jax.nn.int8_kernel import attend_int8, use_kernel
+from dia2_jax.nn.kernels import attention_int8, use_int8
 from dia2_jax.nn.quantized import BASE, LEVELS, SMALLEST, round_rows, round_rows_twice
 from dia2_jax.typing import Array, Float, Int
 
@@ -97,11 +97,11 @@ class Int8Cache:
         layer: int | Int[Array, ""],
         length: Int[Array, " B"],
     ) -> Float[Array, "B K G H"]:
-        if not use_kernel():
+        if not use_int8():
             return attend_blocks(self, query, layer, length)
         held = (self.keys, self.key_scale, self.values, self.value_scale)
         place = (jnp.asarray(layer, jnp.int32), length.astype(jnp.int32))
-        return attend_int8(query.astype(jnp.float32), *held, *place)
+        return attention_int8(query.astype(jnp.float32), *held, *place)
 
     def ask(self, query: Float[Array, "B K G H"]) -> tuple[Int[Array, "B K F H"], Array]:
         """Two int8 digits of every query, one after the other, and their scale ``[B, K, G]``."""

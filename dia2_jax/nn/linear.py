@@ -6,12 +6,15 @@ and it is the order in which a matrix-vector product reads memory once.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from dia2_jax.nn.kernels import product_float32, use_float32
 from dia2_jax.nn.one_of import OneOf
 from dia2_jax.nn.platform import on_cpu
 from dia2_jax.nn.quantized import project_int8
@@ -36,9 +39,9 @@ def project(x: Float[Array, "*B D"], weight: Float[Array, "F D"] | OneOf) -> Flo
     When both operands are bfloat16 their products are exact in float32, so reading them as they
     are equals upstream's "cast to fp32, then project". Otherwise both are widened first.
 
-    With few rows on a CPU, XLA's ordinary dot repacks the whole weight matrix on every call
-    (10 GB/s on the 2-core machine of the README); a dot that has the weights on the left and a
-    batch axis over halves of the outputs reads them once and in order (23 GB/s).
+    With few rows on a CPU the product is a kernel's, where there is one. XLA's ordinary dot repacks
+    the whole weight matrix on every call; one that has the weights on the left and a batch axis
+    over halves of the outputs reads them once and in order (`eval/SPEED.md`).
     """
     if isinstance(weight, OneOf):
         return weight.apply(project, x)
@@ -48,8 +51,10 @@ def project(x: Float[Array, "*B D"], weight: Float[Array, "F D"] | OneOf) -> Flo
     outputs, inputs = weight.shape
     batch = x.shape[:-1]
     rows = x.reshape(-1, inputs)
-    few = 1 < rows.shape[0] <= _FEW_ROWS and outputs % 2 == 0
-    if few and x.dtype == jnp.float32 and on_cpu():
+    few = rows.shape[0] <= _FEW_ROWS and x.dtype == jnp.float32 and on_cpu()
+    if few and use_float32():
+        return _few_rows(rows, weight).reshape(*batch, outputs)
+    if few and rows.shape[0] > 1 and outputs % 2 == 0:
         halves = weight.reshape(2, outputs // 2, inputs)
         both = jnp.broadcast_to(rows, (2, *rows.shape))
         y = jnp.einsum("nFD,nBD->nFB", halves, both, precision=precision)
@@ -58,6 +63,21 @@ def project(x: Float[Array, "*B D"], weight: Float[Array, "F D"] | OneOf) -> Flo
         "BD,FD->BF", rows, weight, precision=precision, preferred_element_type=jnp.float32
     )
     return y.reshape(*batch, outputs)
+
+
+@jax.custom_jvp
+def _few_rows(rows: Float[Array, "B D"], weight: Float[Array, "F D"]) -> Float[Array, "B F"]:
+    return product_float32(rows, weight)
+
+
+@_few_rows.defjvp
+def _few_rows_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """XLA's operations, which it can transpose into gradients."""
+    (rows, weight), (rows_dot, weight_dot) = primals, tangents
+    product = partial(jnp.einsum, "BD,FD->BF", precision=exact(jnp.float32))
+    return _few_rows(rows, weight), product(rows_dot, weight) + product(rows, weight_dot)
 
 
 def fan_in_init(key: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dia2_jax.nn.int8_kernel import multiply, use_kernel
+from dia2_jax.nn.kernels import product_int8, use_int8
 from dia2_jax.nn.one_of import OneOf
 from dia2_jax.typing import Array, Float, Int
 
@@ -91,7 +91,7 @@ def project_int8(
     A row that is not finite gives NaN.
     """
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    product = multiply if use_kernel() else _multiply
+    product = product_int8 if use_int8() else _multiply
     if isinstance(weight, OneOf):
         y = weight.apply(lambda rows, chosen: product(rows, chosen, scale), rows)
     else:

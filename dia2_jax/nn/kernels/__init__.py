@@ -1,0 +1,206 @@
+"""Products of a few rows and attention over a cache, in C, for processors with AVX-512.
+
+That is what a frame spends its time on, and XLA's CPU backend does not do it at the pace at which
+memory or caches are read (`eval/SPEED.md`): least so with int8 weights, whose products are made for
+processors with AMX. The C files beside this one are compiled where they run, by the machine's own
+compiler in about two seconds, so that the package is the same for every platform; the result is
+kept beside the programs that XLA compiles. Without a compiler, or on another processor, XLA
+computes the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from dia2_jax.compilation_cache import cache_folder
+from dia2_jax.nn.platform import on_cpu
+from dia2_jax.typing import Array, Float, Int
+
+#: Set to "off" to leave everything to XLA, for example to compare the two.
+KERNELS_VARIABLE = "DIA2_JAX_KERNELS"
+
+_FOLDER = Path(__file__).parent
+_SOURCES = ("float32.c", "int8.c")
+_HEADERS = ("shared.h", "attention.h")
+_TARGETS = tuple(
+    f"dia2_jax_{kind}_{name}" for kind in ("float32", "int8") for name in ("product", "attention")
+)
+_FLAGS = (
+    "-std=gnu11 -O3 -ffp-contract=off -fPIC -shared "
+    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"
+).split()
+_NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+_COMPILERS = ("cc", "gcc", "clang")
+_COMPILE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which kernels a process has.
+
+    Attributes:
+      float32: those of float32 weights and caches.
+      int8: those of int8.
+      reason: in words, why there are these and no others.
+    """
+
+    float32: bool
+    int8: bool
+    reason: str
+
+
+@functools.cache
+def kernels() -> Kernels:
+    """Compiles and registers the kernels, or says why there are none; once in a process."""
+    if os.environ.get(KERNELS_VARIABLE, "").lower() == "off":
+        return Kernels(False, False, f"none: {KERNELS_VARIABLE} is off")
+    flags = _processor_flags()
+    if missing := sorted(_NEEDED - flags):
+        return Kernels(False, False, f"none: this processor has no {', '.join(missing)}")
+    try:
+        library = _library()
+    except OSError as error:
+        return Kernels(False, False, f"none: {error}")
+    for target in _TARGETS:
+        handler = jax.ffi.pycapsule(getattr(library, target))
+        jax.ffi.register_ffi_target(target, handler, platform="cpu")
+    if "amx_int8" in flags:
+        return Kernels(True, False, "float32; int8 is left to AMX, which XLA uses")
+    return Kernels(True, True, "float32 and int8")
+
+
+def use_float32() -> bool:
+    """Whether a program that is traced now is to call the float32 kernels."""
+    return _for_this_process() and kernels().float32
+
+
+def use_int8() -> bool:
+    """Whether a program that is traced now is to call the int8 kernels."""
+    return _for_this_process() and kernels().int8
+
+
+def _for_this_process() -> bool:
+    # XLA splits an operation of its own over several devices; of these it would gather operands.
+    return on_cpu() and jax.device_count() == 1
+
+
+def product_float32(x: Float[Array, "B D"], weight: Float[Array, "F D"]) -> Float[Array, "B F"]:
+    """``x @ weight.T`` in float32. Only where :func:`use_float32` says so."""
+    return _call("dia2_jax_float32_product", (x.shape[0], weight.shape[0]), x, weight)
+
+
+def attention_float32(
+    query: Float[Array, "B K G H"],
+    keys: Float[Array, "B L K H S"],
+    values: Float[Array, "B L K S H"],
+    layer: Int[Array, ""],
+    length: Int[Array, " B"],
+) -> Float[Array, "B K G H"]:
+    """Attention over the first ``length[b]`` slots of a layer. Only where :func:`use_float32`."""
+    return _call("dia2_jax_float32_attention", query.shape, query, keys, values, layer, length)
+
+
+def product_int8(
+    x: Float[Array, "B D"], weight: Int[Array, "F D"], scale: Float[Array, " F"]
+) -> Float[Array, "B F"]:
+    """``x @ (scale[:, None] * weight).T`` with ``x`` rounded to two digits by row, in float32.
+
+    Only where :func:`use_int8` says so. A row that is not finite gives NaN.
+    """
+    return _call("dia2_jax_int8_product", (x.shape[0], weight.shape[0]), x, weight, scale)
+
+
+def attention_int8(
+    query: Float[Array, "B K G H"],
+    keys: Int[Array, "B L K S H"],
+    key_scale: Float[Array, "B L K S"],
+    values: Int[Array, "B L K S H"],
+    value_scale: Float[Array, "B L K S"],
+    layer: Int[Array, ""],
+    length: Int[Array, " B"],
+) -> Float[Array, "B K G H"]:
+    """Attention over the first ``length[b]`` slots of a layer. Only where :func:`use_int8`.
+
+    Queries are rounded to two digits; the weights of values stay in float32.
+    """
+    held = (keys, key_scale, values, value_scale)
+    return _call("dia2_jax_int8_attention", query.shape, query, *held, layer, length)
+
+
+def _call(target: str, shape: tuple[int, ...], *operands: Array) -> Array:
+    result = jax.ShapeDtypeStruct(shape, jnp.float32)
+    called: Array = jax.ffi.ffi_call(target, result, vmap_method="sequential")(*operands)
+    return called
+
+
+def _processor_flags() -> set[str]:
+    """What the processor can do, in Linux's words; nothing where they are not to be had."""
+    if platform.machine() != "x86_64":
+        return set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split())
+    except OSError:
+        pass
+    return set()
+
+
+def _library() -> ctypes.CDLL:
+    """The kernels as a shared library, compiled if it is not kept.
+
+    Raises:
+      OSError: there is no compiler, or it failed; the message is one for a user.
+    """
+    interface = Path(jax.ffi.include_dir())
+    files = [_FOLDER / name for name in (*_SOURCES, *_HEADERS)]
+    files.append(interface / "xla" / "ffi" / "api" / "c_api.h")
+    content = b"".join(file.read_bytes() for file in files) + " ".join(_FLAGS).encode()
+    name = f"kernels-{hashlib.sha256(content).hexdigest()[:16]}.so"
+    folder = cache_folder()
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / name).exists():
+                _compile(interface, folder / name)
+            return ctypes.CDLL(str(folder / name))
+        except PermissionError:
+            pass  # a home that cannot be written to
+    with tempfile.TemporaryDirectory() as temporary:
+        _compile(interface, Path(temporary) / name)
+        return ctypes.CDLL(str(Path(temporary) / name))  # needs its file no longer
+
+
+def _compile(interface: Path, target: Path) -> None:
+    """Two processes may do this at once: each writes a file of its own, and one of them stays."""
+    chosen = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
+    if chosen is None:
+        raise OSError(f"no C compiler found (of {', '.join(_COMPILERS)}; CC names another)")
+    sources = [str(_FOLDER / name) for name in _SOURCES]
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        made = Path(temporary) / target.name
+        command = [*chosen.split(), *_FLAGS, f"-I{interface}", *sources, "-o", str(made)]
+        try:
+            subprocess.run(
+                command, check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS
+            )
+        except FileNotFoundError:
+            raise OSError(f"the C compiler {chosen!r} of CC is not there") from None
+        except subprocess.CalledProcessError as error:
+            told = error.stderr.strip().splitlines() or ["without a word"]
+            raise OSError(f"{chosen!r} could not compile them: {told[0]}") from None
+        except subprocess.TimeoutExpired:
+            raise OSError(f"{chosen!r} took longer than {_COMPILE_SECONDS} s") from None
+        made.replace(target)
