@@ -67,8 +67,8 @@ The shortest command that compares them:
 The report (``--json``, or ``--out``, which adds the text, a page and a plot; every number has its
 unit in its name, GB are 1e9 bytes; null is what the system does not tell):
 
-    command, config, weights ("random" or "checkpoint"), dtype, versions, backend, context_steps,
-    sample_rate, samples_per_frame
+    command, config, weights ("random" or "checkpoint"), dtype, versions, backend, kernels (in C),
+    context_steps, sample_rate, samples_per_frame
     machine   cpu, cores, memory_gb, system, load_average_1min (before), others_cpu_share (of all
               cores, by other programs during the run), and the read bandwidth found by several
               reductions in the same run: numpy_max_gb_per_s, numpy_sum_gb_per_s,

@@ -224,7 +224,8 @@ def heading(report: Mapping[str, Any]) -> str:
     machine, found = report["machine"], report["versions"]
     lines = [
         f"{report['config']}, {report['weights']} weights, {report['dtype']}; {machine['cpu']}, "
-        f"{machine['cores']} cores, {report['backend']}, jax {found.get('jax')}; "
+        f"{machine['cores']} cores, {report['backend']}, jax {found.get('jax')}, kernels in C: "
+        f"{report.get('kernels', 'none yet')}; "
         f"`{report['command']}`; other programs took {machine['others_cpu_share']:.0%}.",
     ]
     return "\n".join(lines)

@@ -17,7 +17,8 @@ def table(report: Mapping[str, Any]) -> str:
     machine = report["machine"]
     others = machine["others_cpu_share"]
     lines = [
-        f"{report['config']} · {report['weights']} weights · {report['dtype']}",
+        f"{report['config']} · {report['weights']} weights · {report['dtype']}"
+        + (f" · kernels in C: {report['kernels']}" if "kernels" in report else ""),
         f"{machine['cpu']} · {machine['cores']} cores · {machine['memory_gb']:.0f} GB · load "
         f"{machine['load_average_1min']:.2f} before, other programs {others:.0%} during",
     ]

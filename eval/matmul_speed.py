@@ -1,4 +1,5 @@
-"""How fast XLA's CPU backend multiplies a few rows by a weight, by how the product is written.
+"""How fast a few rows are multiplied by a weight: by XLA, by how the product is written, and by the
+kernels in C, where there are any.
 
     python -m eval.matmul_speed
     python -m eval.matmul_speed --rows 2,8 --shapes 12288x1024,1024x6144 --json matmul.json
@@ -22,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dia2_jax.nn.quantized import project_int8, quantize, round_rows
+from dia2_jax.nn.kernels import kernels, product_float32, product_int8
+from dia2_jax.nn.quantized import multiply_in_xla, quantize, round_rows
 from dia2_jax.typing import Array
 from eval.command import EPILOG, OutputFile, listed, size, write_json
 from eval.latency_machine import describe, read_bandwidth, versions
@@ -82,13 +84,23 @@ WAYS: dict[str, Way] = {
     "float32, weights left": (jnp.asarray, _float),
     "float32, weights left in halves": (jnp.asarray, _halves),
     "bfloat16, weights left": (lambda w: jnp.asarray(w, jnp.bfloat16), _bfloat16),
-    "int8, project_int8": (_int8, lambda held, x: project_int8(x, *held)),
+    "int8, two digits": (_int8, lambda held, x: multiply_in_xla(x, *held)),
     "int8, weights left": (_int8, lambda w, x: _narrow(w, x, weights_left=True)),
     "int8, weights right": (_int8, lambda w, x: _narrow(w, x, weights_left=False)),
     "uint8, weights left": (_unsigned, lambda w, x: _narrow(w, x, weights_left=True)),
     "int8, widened to float32": (_int8, lambda w, x: _float(w[0].astype(jnp.float32), x)),
     "int8, multiplied and summed": (_int8, _reduced),
 }
+
+
+def ways_here() -> dict[str, Way]:
+    """All of them, and the kernels that this processor has."""
+    found = dict(WAYS)
+    if kernels().float32:
+        found["kernel, float32"] = (jnp.asarray, lambda w, x: product_float32(x, w))
+    if kernels().int8:
+        found["kernel, int8, two digits"] = (_int8, lambda held, x: product_int8(x, *held))
+    return found
 
 
 def measure(way: Way, shape: tuple[int, int], rows: int, count: int, repeats: int) -> Any:
@@ -165,14 +177,15 @@ def main(
 ) -> None:
     """Command line."""
     wanted = ("",) if ways is None else tuple(ways.split(";"))
-    if not any(name.startswith(wanted) for name in WAYS):
-        raise click.BadParameter(f"--ways {ways}: none begins so; there are {'; '.join(WAYS)}")
+    there = ways_here()
+    if not any(name.startswith(wanted) for name in there):
+        raise click.BadParameter(f"--ways {ways}: none begins so; there are {'; '.join(there)}")
     found: list[dict[str, Any]] = []
     for outputs, inputs in shapes:
         text = f"{outputs}x{inputs}"
         count = max(megabytes * 1_000_000 // (outputs * inputs), 1)
         for row_count in rows:
-            for name, way in WAYS.items():
+            for name, way in there.items():
                 if not name.startswith(wanted):
                     continue
                 one = measure(way, (outputs, inputs), row_count, count, repeats)

@@ -18,7 +18,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["DIA2_JAX_CACHE"] = "off"
+# The kernels in C are compiled once for all processes of a run, which this one starts.
+if "DIA2_JAX_TESTS_CACHE" not in os.environ:
+    os.environ["DIA2_JAX_TESTS_CACHE"] = tempfile.mkdtemp(prefix="dia2-jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["DIA2_JAX_TESTS_CACHE"], ignore_errors=True)
+os.environ["DIA2_JAX_CACHE"] = os.environ["DIA2_JAX_TESTS_CACHE"]
 
 # Tests compile far more than they compute: XLA's quick code generation takes a third of the time
 # for the same arithmetic. CI runs the tests of recorded numbers again with the code that users get.

@@ -320,6 +320,7 @@ def test_where_compiled_programs_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
             jax.config.update("jax_compilation_cache_dir", None)
 
     home = str(tmp_path)
+    jax.config.update("jax_compilation_cache_dir", None)
     assert chosen(DIA2_JAX_CACHE="off", HOME=home) is None
     assert chosen(HOME=home) == f"{home}/.cache/dia2-jax/xla"
     assert chosen(XDG_CACHE_HOME=f"{home}/xdg", HOME=home) == f"{home}/xdg/dia2-jax/xla"

@@ -79,7 +79,7 @@ class Startup:
         self._last = self._began
         self._phases: dict[str, _Phase] = {}
         self._going = self.wanted = wanted
-        self._heard = False
+        self._heard = self._watched = False
         self._watch: CompileWatch | None = None
         self._compiled = (0, 0, 0.0)
 
@@ -107,6 +107,7 @@ class Startup:
 
             self._watch = CompileWatch()
             self._watch.__enter__()
+            self._watched = True
 
     def worked(self, what: str) -> None:
         """A session computed something; see ``Session.on_work``."""
@@ -147,6 +148,10 @@ class Startup:
         lines = [
             f"  {name:<{width}} {seconds:8.2f} s{note}".rstrip() for name, seconds, note in rows
         ]
+        if self._watched:
+            from dia2_jax.nn.kernels import kernels
+
+            lines.append(f"kernels in C: {kernels().reason}")
         return "\n".join([f"start, counted from {self._source}:", *lines])
 
 

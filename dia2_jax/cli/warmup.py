@@ -31,7 +31,9 @@ def warmup(chunk_frames: int, **options: Any) -> None:
     of the program and all that it depends on: the model's shape, not its weights; --dtype;
     whether there is guidance (--cfg-scale 1 is none); the largest of the top-k settings;
     --chunk-frames; the length of the voices; the versions of JAX; the processor. Whatever of these
-    changes is compiled once more, and nothing that is old is ever used.
+    changes is compiled once more, and nothing that is old is ever used. Beside them lie the kernels
+    in C of the package. They need a processor with AVX-512 and a C compiler; without either, or
+    with DIA2_JAX_KERNELS=off, XLA computes the same, more slowly.
 
     \b
       dia2-jax warmup -m DIR --dtype int8
@@ -45,3 +47,6 @@ def warmup(chunk_frames: int, **options: Any) -> None:
     start = time.perf_counter()
     model.warm_up(settings, voices=voices, chunk_frames=chunk_frames)
     note(f"{names['model']} ({names['dtype']}): ready in {time.perf_counter() - start:.1f} s")
+    from dia2_jax.nn.kernels import kernels
+
+    note(f"kernels in C: {kernels().reason}")

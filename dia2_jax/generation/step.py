@@ -278,6 +278,7 @@ class Programs:
     def __init__(self, model: Dia2Model) -> None:
         self.config = model.config
         self.graph, params = nnx.split(model)
+        self._tree: Any
         self._weights, self._tree = jax.tree.flatten(params)
         self._steps: dict[tuple[StepOptions, bool], Any] = {}
         self._prefills: dict[StepOptions, Any] = {}

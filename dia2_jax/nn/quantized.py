@@ -91,7 +91,7 @@ def project_int8(
     A row that is not finite gives NaN.
     """
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    product = product_int8 if use_int8() else _multiply
+    product = product_int8 if use_int8() else multiply_in_xla
     if isinstance(weight, OneOf):
         y = weight.apply(lambda rows, chosen: product(rows, chosen, scale), rows)
     else:
@@ -99,10 +99,10 @@ def project_int8(
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _multiply(
+def multiply_in_xla(
     x: Float[Array, "B D"], weight: Int[Array, "F D"], scale: Float[Array, " F"]
 ) -> Float[Array, "B F"]:
-    """The product in XLA's operations.
+    """What ``product_int8`` of :mod:`dia2_jax.nn.kernels` computes, in XLA's operations.
 
     The weights are the left operand: XLA's CPU backend reads a left one as it lies and repacks a
     right one on every call, which takes twice the time (``python -m eval.matmul_speed``). Both

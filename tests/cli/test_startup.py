@@ -15,6 +15,7 @@ import pytest
 
 from dia2_jax.cli import startup
 from dia2_jax.cli.startup import Startup, process_start
+from dia2_jax.nn.kernels import kernels
 
 BLOCK = re.compile(r"^start, counted from .*:$((?:\n  .* +\d+\.\d\d s.*)+)", re.MULTILINE)
 
@@ -131,6 +132,7 @@ def test_stream_says_where_its_start_went(
         "session", "text, prefill", "waiting for text", "first frame", "N further frames", "codec",
         "writing", "first audio written",
     }  # fmt: skip
+    assert run.stderr.splitlines()[-1] == f"kernels in C: {kernels().reason}"
     total = found.pop("first audio written")
     assert total == pytest.approx(sum(found.values()), abs=0.005 * (len(found) + 1))
 

@@ -20,7 +20,15 @@ def reference(x: jax.Array, weight: jax.Array) -> np.ndarray:
     return np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
 
 
+@pytest.fixture(params=[True, False], ids=["kernels", "xla"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernels of this processor, if it has any, and without."""
+    if not request.param:
+        monkeypatch.setattr(linear, "use_float32", lambda: False)
+
+
 # Below, at and beyond the limit of the small-row path; an odd width has no halves.
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("rows", [1, 2, linear._FEW_ROWS, linear._FEW_ROWS + 1])
 @pytest.mark.parametrize("outputs", [6, 7])
 def test_every_path_is_the_matrix_product(rows: int, outputs: int) -> None:
@@ -33,6 +41,7 @@ def test_every_path_is_the_matrix_product(rows: int, outputs: int) -> None:
 def test_small_row_path_is_another_program_with_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(linear, "use_float32", lambda: False)
     x, weight = values((2, 3, 24), 0), values((10, 24), 1)
     small, small_program = project(x, weight), jax.jit(project).lower(x, weight).as_text()
     monkeypatch.setattr(linear, "_FEW_ROWS", 0)

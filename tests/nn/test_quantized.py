@@ -17,6 +17,13 @@ def values(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.fixture(params=[True, False], ids=["kernels", "xla"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernels of this processor, if it has any, and without."""
+    if not request.param:
+        monkeypatch.setattr(quantized, "use_int8", lambda: False)
+
+
 @pytest.mark.parametrize("block", [1, 1 << 20])
 def test_a_rounded_weight_is_the_nearest(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantized, "_BLOCK_BYTES", block)
@@ -28,6 +35,7 @@ def test_a_rounded_weight_is_the_nearest(block: int, monkeypatch: pytest.MonkeyP
     assert (error <= scale[:, None] * 0.5001).all()
 
 
+@pytest.mark.usefixtures("kernels")
 def test_zeros_stay_and_what_is_not_finite_shows() -> None:
     weight = values((5, 8), 0)
     weight[1], weight[2, 3], weight[3, 0], weight[4] = 0, np.nan, np.inf, 1e-38
@@ -47,6 +55,7 @@ def test_two_digits_are_within_a_64516th_of_the_largest() -> None:
     assert (np.abs(restored - x) <= np.abs(x).max(axis=1, keepdims=True) / 64_516 * 1.01).all()
 
 
+@pytest.mark.usefixtures("kernels")
 def test_a_product_is_that_of_the_rounded_weight() -> None:
     x, (weight, scale) = values((2, 3, 48), 1), quantize(values((10, 48), 0))
     exact = x @ weight.astype(np.float64).T * scale
@@ -59,10 +68,11 @@ def test_a_product_is_that_of_the_rounded_weight() -> None:
     assert np.abs(coarse - exact).max() > 50 * np.abs(y - exact).max()
 
 
+@pytest.mark.usefixtures("kernels")
 def test_a_row_is_the_same_alone_and_among_others() -> None:
     x, (weight, scale) = jnp.asarray(values((40, 48), 1)), quantize(values((10, 48), 0))
     x = x.at[3].set(jnp.nan).at[4].set(0).at[5].multiply(1e-36)
-    product = jax.jit(project_int8)
+    product = jax.jit(lambda *a: project_int8(*a))
     together = np.asarray(product(x, weight, scale))
     alone = np.concatenate([product(row[None], weight, scale) for row in x])
     np.testing.assert_array_equal(together, alone)
@@ -70,10 +80,13 @@ def test_a_row_is_the_same_alone_and_among_others() -> None:
     assert np.isfinite(np.delete(together, 3, axis=0)).all()
 
 
-def test_the_weights_are_the_left_operand() -> None:
+def test_the_weights_are_the_left_operand(monkeypatch: pytest.MonkeyPatch) -> None:
     """The right one is packed anew on every call."""
+    monkeypatch.setattr(quantized, "use_int8", lambda: False)
     weight, scale = quantize(values((10, 48), 0))
-    program = jax.jit(project_int8).lower(jnp.zeros((2, 48)), weight, scale).as_text()
+    program = (
+        jax.jit(lambda *a: project_int8(*a)).lower(jnp.zeros((2, 48)), weight, scale).as_text()
+    )
     assert "(tensor<10x48xi8>, tensor<4x48xi8>) -> tensor<10x4xi32>" in program
 
 

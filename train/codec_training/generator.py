@@ -22,6 +22,7 @@ from dia2_jax.convert.models import abstract_mimi, load_mimi, read_mimi_config
 from dia2_jax.errors import ConfigError
 from dia2_jax.mimi.codec import Mimi
 from dia2_jax.mimi.resample import KERNEL, STRIDE
+from dia2_jax.nn.kernels import FLOAT32_PRODUCT
 from dia2_jax.typing import Array, ArrayLike, Float, Int
 from train.codec_training.config import CodebookConfig, CodecModelConfig
 from train.codec_training.quantizer import (
@@ -235,6 +236,9 @@ def _flops(jaxpr: Any) -> float:
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             inner = np.prod([left[axis] for axis in contracted], dtype=float)
+            total += 2 * inner * float(np.prod(equation.outvars[0].aval.shape, dtype=float))
+        elif equation.params.get("target_name") == FLOAT32_PRODUCT:
+            inner = equation.invars[0].aval.shape[-1]
             total += 2 * inner * float(np.prod(equation.outvars[0].aval.shape, dtype=float))
         elif equation.primitive.name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape

@@ -18,6 +18,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,16 +35,18 @@ KERNELS_VARIABLE = "DIA2_JAX_KERNELS"
 _FOLDER = Path(__file__).parent
 _SOURCES = ("float32.c", "int8.c")
 _HEADERS = ("shared.h", "attention.h")
-_TARGETS = tuple(
-    f"dia2_jax_{kind}_{name}" for kind in ("float32", "int8") for name in ("product", "attention")
-)
-_FLAGS = (
-    "-std=gnu11 -O3 -ffp-contract=off -fPIC -shared "
-    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"
-).split()
+#: What the kernels are called in a program.
+FLOAT32_PRODUCT = "dia2_jax_float32_product"
+FLOAT32_ATTENTION = "dia2_jax_float32_attention"
+INT8_PRODUCT = "dia2_jax_int8_product"
+INT8_ATTENTION = "dia2_jax_int8_attention"
+
+_INSTRUCTIONS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
+_FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", *_INSTRUCTIONS)
 _NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 _COMPILERS = ("cc", "gcc", "clang")
 _COMPILE_SECONDS = 60
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,14 @@ class Kernels:
     reason: str
 
 
-@functools.cache
 def kernels() -> Kernels:
     """Compiles and registers the kernels, or says why there are none; once in a process."""
+    with _ONE_AT_A_TIME:  # two threads would register two libraries under the same names
+        return _find()
+
+
+@functools.cache
+def _find() -> Kernels:
     if os.environ.get(KERNELS_VARIABLE, "").lower() == "off":
         return Kernels(False, False, f"none: {KERNELS_VARIABLE} is off")
     flags = _processor_flags()
@@ -73,7 +81,7 @@ def kernels() -> Kernels:
         library = _library()
     except OSError as error:
         return Kernels(False, False, f"none: {error}")
-    for target in _TARGETS:
+    for target in (FLOAT32_PRODUCT, FLOAT32_ATTENTION, INT8_PRODUCT, INT8_ATTENTION):
         handler = jax.ffi.pycapsule(getattr(library, target))
         jax.ffi.register_ffi_target(target, handler, platform="cpu")
     if "amx_int8" in flags:
@@ -98,7 +106,7 @@ def _for_this_process() -> bool:
 
 def product_float32(x: Float[Array, "B D"], weight: Float[Array, "F D"]) -> Float[Array, "B F"]:
     """``x @ weight.T`` in float32. Only where :func:`use_float32` says so."""
-    return _call("dia2_jax_float32_product", (x.shape[0], weight.shape[0]), x, weight)
+    return _call(FLOAT32_PRODUCT, (x.shape[0], weight.shape[0]), x, weight)
 
 
 def attention_float32(
@@ -109,7 +117,7 @@ def attention_float32(
     length: Int[Array, " B"],
 ) -> Float[Array, "B K G H"]:
     """Attention over the first ``length[b]`` slots of a layer. Only where :func:`use_float32`."""
-    return _call("dia2_jax_float32_attention", query.shape, query, keys, values, layer, length)
+    return _call(FLOAT32_ATTENTION, query.shape, query, keys, values, layer, length)
 
 
 def product_int8(
@@ -119,7 +127,7 @@ def product_int8(
 
     Only where :func:`use_int8` says so. A row that is not finite gives NaN.
     """
-    return _call("dia2_jax_int8_product", (x.shape[0], weight.shape[0]), x, weight, scale)
+    return _call(INT8_PRODUCT, (x.shape[0], weight.shape[0]), x, weight, scale)
 
 
 def attention_int8(
@@ -136,7 +144,7 @@ def attention_int8(
     Queries are rounded to two digits; the weights of values stay in float32.
     """
     held = (keys, key_scale, values, value_scale)
-    return _call("dia2_jax_int8_attention", query.shape, query, *held, layer, length)
+    return _call(INT8_ATTENTION, query.shape, query, *held, layer, length)
 
 
 def _call(target: str, shape: tuple[int, ...], *operands: Array) -> Array:
