@@ -24,6 +24,9 @@ from dia2_jax.typing import Array, Float, Int
 #: Up to this many rows a product is bound by reading the weights, not by arithmetic.
 _FEW_ROWS = 32
 
+#: Up to this many rows the kernel is faster than XLA: both guidance rows of four sessions.
+_KERNEL_ROWS = 8
+
 
 def exact(dtype: DTypeLike) -> lax.Precision | None:
     """Matmul precision for operands of ``dtype``: float32 means float32 on every platform.
@@ -52,7 +55,7 @@ def project(x: Float[Array, "*B D"], weight: Float[Array, "F D"] | OneOf) -> Flo
     batch = x.shape[:-1]
     rows = x.reshape(-1, inputs)
     few = rows.shape[0] <= _FEW_ROWS and x.dtype == jnp.float32 and on_cpu()
-    if few and use_float32():
+    if few and rows.shape[0] <= _KERNEL_ROWS and use_float32():
         return _few_rows(rows, weight).reshape(*batch, outputs)
     if few and rows.shape[0] > 1 and outputs % 2 == 0:
         halves = weight.reshape(2, outputs // 2, inputs)

@@ -27,9 +27,9 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(linear, "use_float32", lambda: False)
 
 
-# Below, at and beyond the limit of the small-row path; an odd width has no halves.
+# Below, at and beyond the limits of the kernel and the small-row path; an odd width has no halves.
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("rows", [1, 2, linear._FEW_ROWS, linear._FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, linear._FEW_ROWS, linear._FEW_ROWS + 1])
 @pytest.mark.parametrize("outputs", [6, 7])
 def test_every_path_is_the_matrix_product(rows: int, outputs: int) -> None:
     x, weight = values((rows, 24), 0), values((outputs, 24), 1)

@@ -58,10 +58,14 @@ INLINE void multiply_some(const Product *all, int64_t first, int64_t last, int64
 
 static void compute_outputs(const Work *work, int64_t first, int64_t last) {
   const Product *all = (const Product *)work;
-  int64_t row = 0;
-  for (; row + 4 <= all->rows; row += 4) multiply_some(all, first, last, row, 4, 4);
-  if (row + 2 <= all->rows) multiply_some(all, first, last, row, 2, 8), row += 2;
-  if (row < all->rows) multiply_some(all, first, last, row, 1, 8);
+  const int64_t kept = all->rows > 4 ? outputs_of(KEPT, 4 * all->inputs) : last - first;
+  for (; first < last; first += kept) {
+    const int64_t end = first + kept < last ? first + kept : last;
+    int64_t row = 0;
+    for (; row + 4 <= all->rows; row += 4) multiply_some(all, first, end, row, 4, 4);
+    if (row + 2 <= all->rows) multiply_some(all, first, end, row, 2, 8), row += 2;
+    if (row < all->rows) multiply_some(all, first, end, row, 1, 8);
+  }
 }
 
 /* x [B, D], weight [F, D] -> y [B, F], all float32 */
@@ -81,7 +85,7 @@ XLA_FFI_Error *dia2_jax_float32_product(XLA_FFI_CallFrame *frame) {
   if (all == NULL) return refuse(frame, "dia2_jax float32 product: no memory");
   all->rows = rows, all->inputs = inputs, all->outputs = outputs;
   all->x = x->data, all->weight = weight->data, all->y = y->data;
-  begin(&all->work, outputs, up(DEALT / 4 / (inputs > 0 ? inputs : 1) + 1, 8), compute_outputs);
+  begin(&all->work, outputs, outputs_of(DEALT, 4 * inputs), compute_outputs);
   finish(frame, &all->work, outputs * inputs * 4 < ALONE);
   return NULL;
 }

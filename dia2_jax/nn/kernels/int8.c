@@ -172,10 +172,14 @@ INLINE void multiply_some(const Product *product, const Rows *rows, int64_t firs
 /* Outputs `first` to `last` - 1 of `count` rows from `row` on. */
 static void multiply(const Product *product, const Rows *rows, int64_t first, int64_t last,
                      int64_t row, int64_t count) {
-  const int64_t end = row + count;
-  for (; row + 4 <= end; row += 4) multiply_some(product, rows, first, last, row, 4);
-  if (row + 2 <= end) multiply_some(product, rows, first, last, row, 2), row += 2;
-  if (row < end) multiply_some(product, rows, first, last, row, 1);
+  const int64_t kept = count > 4 ? outputs_of(KEPT, rows->inputs) : last - first;
+  for (; first < last; first += kept) {
+    const int64_t stop = first + kept < last ? first + kept : last, end = row + count;
+    int64_t next = row;
+    for (; next + 4 <= end; next += 4) multiply_some(product, rows, first, stop, next, 4);
+    if (next + 2 <= end) multiply_some(product, rows, first, stop, next, 2), next += 2;
+    if (next < end) multiply_some(product, rows, first, stop, next, 1);
+  }
 }
 
 typedef struct {
@@ -209,8 +213,7 @@ XLA_FFI_Error *dia2_jax_int8_product(XLA_FFI_CallFrame *frame) {
   all->product = (Product){weight->data, scale->data, y->data, outputs};
   for (int64_t row = 0; row < rows; row++)
     round_row(&all->rows, row, (const float *)x->data + row * inputs);
-  const int64_t portion = up(DEALT / (inputs > 0 ? inputs : 1) + 1, PAIRS);
-  begin(&all->work, outputs, portion, compute_outputs);
+  begin(&all->work, outputs, outputs_of(DEALT, inputs), compute_outputs);
   finish(frame, &all->work, outputs * inputs < ALONE);
   return NULL;
 }

@@ -14,10 +14,17 @@
 #define DEALT 32768 /* bytes of weights that a thread takes at a time, at least */
 #define ALONE 49152 /* bytes of them below which waking another thread takes longer */
 
+#define KEPT 65536  /* bytes of them that stay in a core's own cache while rows come and go */
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 INLINE int64_t up(int64_t number, int64_t unit) { return (number + unit - 1) / unit * unit; }
+
+/* How many outputs have `bytes` of weights, in eights; at least 8. */
+INLINE int64_t outputs_of(int64_t bytes, int64_t bytes_an_output) {
+  return up(bytes / (bytes_an_output > 0 ? bytes_an_output : 1) + 1, 8);
+}
 
 INLINE __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
