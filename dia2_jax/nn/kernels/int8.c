@@ -172,11 +172,12 @@ INLINE void multiply_some(const Product *product, const Rows *rows, int64_t firs
 /* Outputs `first` to `last` - 1 of `count` rows from `row` on. */
 static void multiply(const Product *product, const Rows *rows, int64_t first, int64_t last,
                      int64_t row, int64_t count) {
-  const int64_t kept = count > 4 ? outputs_of(KEPT, rows->inputs) : last - first;
+  const int64_t kept = count > 8 ? outputs_of(KEPT, rows->inputs) : last - first;
   for (; first < last; first += kept) {
     const int64_t stop = first + kept < last ? first + kept : last, end = row + count;
     int64_t next = row;
-    for (; next + 4 <= end; next += 4) multiply_some(product, rows, first, stop, next, 4);
+    for (; next + 8 <= end; next += 8) multiply_some(product, rows, first, stop, next, 8);
+    if (next + 4 <= end) multiply_some(product, rows, first, stop, next, 4), next += 4;
     if (next + 2 <= end) multiply_some(product, rows, first, stop, next, 2), next += 2;
     if (next < end) multiply_some(product, rows, first, stop, next, 1);
   }
