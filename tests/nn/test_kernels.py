@@ -57,7 +57,7 @@ def by_xla(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., jax.Array
     return without
 
 
-# Around what is computed at a time (8 or 4 rows, 8 outputs, 16 or 64 inputs), and enough for threads.
+# Around what is computed at a time (8 rows or 4, 8 outputs, 16 or 64 inputs); enough for threads.
 SHAPES = st.tuples(
     st.integers(1, 19),
     st.one_of(st.integers(1, 20), st.just(700)),
