@@ -28,8 +28,10 @@ def cache_folder() -> Path | None:
     choice = os.environ.get(CACHE_VARIABLE, "")
     if choice.lower() == "off":
         return None
+    if choice:
+        return Path(choice)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(choice) if choice else home / "dia2-jax" / "xla"
+    return home / "dia2-jax" / "xla"
 
 
 def enable_compilation_cache() -> None:

@@ -29,7 +29,7 @@ from dia2_jax.generation.state import GenerationState, initial_state
 from dia2_jax.generation.step import Programs, StepOptions
 from dia2_jax.mimi.codec import Mimi
 from dia2_jax.mimi.runtime import Codec
-from dia2_jax.nn.kernels import kernels
+from dia2_jax.nn.kernels import kernels_here
 from dia2_jax.text.script import Entry
 from dia2_jax.text.tokenizer import Tokenizer
 from eval import latency_rows
@@ -427,7 +427,7 @@ class Ours:
         return {
             "versions": versions("dia2-jax", "jax", "jaxlib", "flax", "numpy"),
             "backend": jax.default_backend(),
-            "kernels": kernels().reason,
+            "kernels": kernels_here().reason,
             "context_steps": self._config.runtime.max_context_steps,
             "sample_rate": self._codec.sample_rate,
             "samples_per_frame": self._codec.samples_per_frame,

@@ -149,9 +149,9 @@ class Startup:
             f"  {name:<{width}} {seconds:8.2f} s{note}".rstrip() for name, seconds, note in rows
         ]
         if self._watched:
-            from dia2_jax.nn.kernels import kernels
+            from dia2_jax.nn.kernels import kernels_here
 
-            lines.append(f"kernels in C: {kernels().reason}")
+            lines.append(f"kernels in C: {kernels_here().reason}")
         return "\n".join([f"start, counted from {self._source}:", *lines])
 
 

@@ -32,8 +32,8 @@ def warmup(chunk_frames: int, **options: Any) -> None:
     whether there is guidance (--cfg-scale 1 is none); the largest of the top-k settings;
     --chunk-frames; the length of the voices; the versions of JAX; the processor. Whatever of these
     changes is compiled once more, and nothing that is old is ever used. Beside them lie the kernels
-    in C of the package. They need a processor with AVX-512 and a C compiler; without either, or
-    with DIA2_JAX_KERNELS=off, XLA computes the same, more slowly.
+    in C of the package. They need a processor with AVX-512 and VNNI, and a C compiler; without
+    either, or with DIA2_JAX_KERNELS=off, XLA computes the same, more slowly.
 
     \b
       dia2-jax warmup -m DIR --dtype int8
@@ -47,6 +47,6 @@ def warmup(chunk_frames: int, **options: Any) -> None:
     start = time.perf_counter()
     model.warm_up(settings, voices=voices, chunk_frames=chunk_frames)
     note(f"{names['model']} ({names['dtype']}): ready in {time.perf_counter() - start:.1f} s")
-    from dia2_jax.nn.kernels import kernels
+    from dia2_jax.nn.kernels import kernels_here
 
-    note(f"kernels in C: {kernels().reason}")
+    note(f"kernels in C: {kernels_here().reason}")

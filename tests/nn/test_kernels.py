@@ -219,6 +219,18 @@ def test_attention_is_what_xla_makes_of_it(by_xla: Callable) -> None:
         np.testing.assert_allclose(cache.attend(query, 2, length), expected, atol=tolerance)
 
 
+@have_int8
+@pytest.mark.parametrize("layer", [-1, -9, 7])
+def test_a_layer_that_is_none_is_the_one_that_xla_slices(layer: int) -> None:
+    query, length = jnp.asarray(normal((1, 1, 2, 16), 0)), jnp.asarray([40])
+    keys, values = (jnp.asarray(normal((1, SLOTS, 1, 16), seed)) for seed in (1, 2))
+    size = (1, LAYERS, 1, SLOTS, 16)
+    for cache in (KVCache.empty(*size, jnp.float32), Int8Cache.empty(*size)):
+        filled = cache.write_prefix(0, keys, values).write_prefix(LAYERS - 1, values, keys)
+        out = filled.attend(query, jnp.int32(layer), length)
+        np.testing.assert_allclose(out, attend_blocks(filled, query, layer, length), atol=3e-3)
+
+
 @have_float32
 def test_large_scores_and_nan_stay_what_they_are() -> None:
     query, keys, values = (
@@ -273,6 +285,15 @@ def test_gradients_are_those_of_the_matrix_product() -> None:
             lambda x: attention_int8(x.reshape(1, 1, 2, 4), x, x, x, x, *PLACE),
             "int8 attention: operands of other ranks",
         ),
+        (
+            lambda x: attention_float32(
+                x.reshape(1, 1, 2, 4),
+                jnp.zeros((1, 0, 1, 4, 2)),
+                jnp.zeros((1, 0, 1, 2, 4)),
+                *PLACE,
+            ),
+            "float32 attention: operands of other ranks",
+        ),
     ],
 )
 def test_operands_that_do_not_fit_are_refused_and_nothing_is_read(
@@ -286,12 +307,13 @@ def test_operands_that_do_not_fit_are_refused_and_nothing_is_read(
 PLACE = (jnp.int32(0), jnp.ones(1, jnp.int32))
 
 
-def report(**environment: str) -> str:
+def report(cwd: Path | None = None, **environment: str) -> str:
     """What a process with these variables says of its kernels."""
     code = "from dia2_jax.nn.kernels import kernels; print(kernels())"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | environment,
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=True,
@@ -320,6 +342,7 @@ def test_without_a_compiler_xla_computes_and_the_reason_is_told(
     said = report(CC=str(broken_compiler), **off)
     assert said.startswith(none) and "could not compile them: line 1: no such thing" in said
     assert "'/nowhere/cc' of CC is not there" in report(CC="/nowhere/cc", **off)
+    assert "CC is no command: No closing quotation" in report(CC="'cc", **off)
 
 
 @have_float32
@@ -329,8 +352,14 @@ def test_what_was_compiled_is_kept_and_found_again(tmp_path: Path, broken_compil
     kept = [path.name for path in (tmp_path / "cache").iterdir()]
     assert len(kept) == 1 and kept[0].startswith("kernels-") and kept[0].endswith(".so")
     # A second process has no use for a compiler.
-    again = report(DIA2_JAX_CACHE=str(tmp_path / "cache"), CC=str(broken_compiler))
+    again = report(DIA2_JAX_CACHE="cache", CC=str(broken_compiler), cwd=tmp_path)
     assert again == first
+    # What is damaged is made anew; where nothing can be kept, it is not kept.
+    (tmp_path / "cache" / kept[0]).write_bytes(b"no library")
+    assert report(DIA2_JAX_CACHE=str(tmp_path / "cache")) == first
+    assert (tmp_path / "cache" / kept[0]).stat().st_size > 10_000
+    (tmp_path / "file").touch()
+    assert report(DIA2_JAX_CACHE=str(tmp_path / "file")) == first
 
 
 def test_other_processors_are_left_to_xla(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,6 +371,9 @@ def test_other_processors_are_left_to_xla(monkeypatch: pytest.MonkeyPatch) -> No
 @have_float32
 def test_several_devices_are_left_to_xla(monkeypatch: pytest.MonkeyPatch) -> None:
     """It splits operations of its own; for a call to C it would gather all operands."""
-    assert module.use_float32()
+    assert module.kernels_here() == kernels()
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert not module.use_float32() and not module.use_int8()
+    assert module.kernels_here().reason == "none: there are several devices"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert module.kernels_here().reason == "none: this process does not compute on a CPU"

@@ -1,4 +1,4 @@
-"""Products of a few rows and attention over a cache, in C, for processors with AVX-512.
+"""Products of a few rows and attention over a cache, in C, for processors with AVX-512 and VNNI.
 
 That is what a frame spends its time on, and XLA's CPU backend does not do it at the pace at which
 memory or caches are read (`eval/SPEED.md`): least so with int8 weights, whose products are made for
@@ -10,11 +10,13 @@ computes the same.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -47,6 +49,10 @@ _NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 _COMPILERS = ("cc", "gcc", "clang")
 _COMPILE_SECONDS = 60
 _ONE_AT_A_TIME = threading.Lock()
+
+
+class _NotCompiled(OSError):
+    """There is no compiler, or it failed; the message is one for a user."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +95,24 @@ def _find() -> Kernels:
     return Kernels(True, True, "float32 and int8")
 
 
+def kernels_here() -> Kernels:
+    """Those that a program is to call which is traced now."""
+    if not on_cpu():
+        return Kernels(False, False, "none: this process does not compute on a CPU")
+    if jax.device_count() > 1:
+        # XLA splits an operation of its own over them; for these it would gather the operands.
+        return Kernels(False, False, "none: there are several devices")
+    return kernels()
+
+
 def use_float32() -> bool:
     """Whether a program that is traced now is to call the float32 kernels."""
-    return _for_this_process() and kernels().float32
+    return kernels_here().float32
 
 
 def use_int8() -> bool:
     """Whether a program that is traced now is to call the int8 kernels."""
-    return _for_this_process() and kernels().int8
-
-
-def _for_this_process() -> bool:
-    # XLA splits an operation of its own over several devices; of these it would gather operands.
-    return on_cpu() and jax.device_count() == 1
+    return kernels_here().int8
 
 
 def product_float32(x: Float[Array, "B D"], weight: Float[Array, "F D"]) -> Float[Array, "B F"]:
@@ -170,45 +181,69 @@ def _library() -> ctypes.CDLL:
     """The kernels as a shared library, compiled if it is not kept.
 
     Raises:
-      OSError: there is no compiler, or it failed; the message is one for a user.
+      OSError: it could not be compiled, or not be loaded.
     """
     interface = Path(jax.ffi.include_dir())
     files = [_FOLDER / name for name in (*_SOURCES, *_HEADERS)]
     files.append(interface / "xla" / "ffi" / "api" / "c_api.h")
     content = b"".join(file.read_bytes() for file in files) + " ".join(_FLAGS).encode()
     name = f"kernels-{hashlib.sha256(content).hexdigest()[:16]}.so"
-    folder = cache_folder()
-    if folder is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / name).exists():
-                _compile(interface, folder / name)
-            return ctypes.CDLL(str(folder / name))
-        except PermissionError:
-            pass  # a home that cannot be written to
+    try:
+        if (folder := cache_folder()) is not None:
+            return _kept(interface, folder.absolute() / name)
+    except _NotCompiled:
+        raise
+    except (OSError, RuntimeError):
+        pass  # no home, a folder that cannot be written to, or out of which nothing may be run
     with tempfile.TemporaryDirectory() as temporary:
         _compile(interface, Path(temporary) / name)
         return ctypes.CDLL(str(Path(temporary) / name))  # needs its file no longer
 
 
+def _kept(interface: Path, file: Path) -> ctypes.CDLL:
+    """The library in a file, which is made if it is not there, and made anew if it is damaged."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(file))
+    _compile(interface, file)
+    return ctypes.CDLL(str(file))
+
+
 def _compile(interface: Path, target: Path) -> None:
-    """Two processes may do this at once: each writes a file of its own, and one of them stays."""
-    chosen = os.environ.get("CC") or next(filter(shutil.which, _COMPILERS), None)
-    if chosen is None:
-        raise OSError(f"no C compiler found (of {', '.join(_COMPILERS)}; CC names another)")
+    """Two processes may do this at once: each writes a file of its own, and one of them stays.
+
+    Raises:
+      _NotCompiled: see there.
+      OSError: the target's folder cannot be written to.
+    """
+    try:
+        chosen = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise _NotCompiled(f"CC is no command: {error}") from None
+    chosen = chosen or [name for name in _COMPILERS if shutil.which(name)][:1]
+    if not chosen:
+        raise _NotCompiled(f"no C compiler found (of {', '.join(_COMPILERS)}; CC names another)")
     sources = [str(_FOLDER / name) for name in _SOURCES]
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         made = Path(temporary) / target.name
-        command = [*chosen.split(), *_FLAGS, f"-I{interface}", *sources, "-o", str(made)]
+        command = [*chosen, *_FLAGS, f"-I{interface}", *sources, "-o", str(made)]
         try:
             subprocess.run(
-                command, check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS
+                command,
+                check=True,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_COMPILE_SECONDS,
             )
         except FileNotFoundError:
-            raise OSError(f"the C compiler {chosen!r} of CC is not there") from None
+            raise _NotCompiled(f"the C compiler {chosen[0]!r} of CC is not there") from None
+        except OSError as error:
+            raise _NotCompiled(f"{chosen[0]!r} cannot be run: {error.strerror}") from None
         except subprocess.CalledProcessError as error:
             told = error.stderr.strip().splitlines() or ["without a word"]
-            raise OSError(f"{chosen!r} could not compile them: {told[0]}") from None
+            raise _NotCompiled(f"{chosen[0]!r} could not compile them: {told[0]}") from None
         except subprocess.TimeoutExpired:
-            raise OSError(f"{chosen!r} took longer than {_COMPILE_SECONDS} s") from None
+            raise _NotCompiled(f"{chosen[0]!r} took longer than {_COMPILE_SECONDS} s") from None
         made.replace(target)

@@ -111,9 +111,10 @@ INLINE void finish_item(const Attention *all, int64_t item, const void *values, 
 /* Sizes, the layer and the lengths of a call; returns how many slots the longest row attends to. */
 INLINE int64_t size_up(Attention *all, const XLA_FFI_Buffer *query, int64_t layers, int64_t slots,
                        const XLA_FFI_Buffer *layer, const XLA_FFI_Buffer *length) {
-  const int64_t asked = *(const int32_t *)layer->data;
+  int64_t asked = *(const int32_t *)layer->data;
+  if (asked < 0) asked += layers; /* as lax.dynamic_slice does, like the limits below */
   all->layers = layers, all->slots = slots, all->length = length->data;
-  all->layer = asked < 0 ? 0 : asked >= layers ? layers - 1 : asked; /* as XLA's slices do */
+  all->layer = asked < 0 ? 0 : asked >= layers ? layers - 1 : asked;
   all->heads = query->dims[1], all->group = query->dims[2], all->width = query->dims[3];
   int64_t longest = 0;
   for (int64_t item = 0; item < query->dims[0] * all->heads; item += all->heads)

@@ -1,5 +1,5 @@
-/* Products with int8 weights and attention over an int8 cache, at the pace at which memory is read, for
- * x86 processors with AVX-512 VNNI.
+/* Products with int8 weights and attention over an int8 cache, for x86 processors with AVX-512 and
+ * VNNI.
  *
  * What is computed of a row depends neither on the rows beside it nor on how the work is shared.
  */
@@ -249,7 +249,7 @@ XLA_FFI_Error *dia2_jax_int8_attention(XLA_FFI_CallFrame *frame) {
     return refuse(frame, "dia2_jax int8 attention: another number of operands");
   const XLA_FFI_Buffer *const *in = (const XLA_FFI_Buffer *const *)frame->args.args;
   const XLA_FFI_Buffer *query = in[0], *keys = in[1], *y = frame->rets.rets[0];
-  if (query->rank != 4 || keys->rank != 5)
+  if (query->rank != 4 || keys->rank != 5 || keys->dims[1] < 1)
     return refuse(frame, "dia2_jax int8 attention: operands of other ranks");
   const int64_t batch = query->dims[0], heads = query->dims[1], group = query->dims[2],
                 width = query->dims[3], layers = keys->dims[1], slots = keys->dims[3];
