@@ -363,6 +363,7 @@ def test_what_was_compiled_is_kept_and_found_again(tmp_path: Path, broken_compil
 
 
 def test_other_processors_are_left_to_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KERNELS_VARIABLE, raising=False)
     monkeypatch.setattr(module, "_processor_flags", lambda: module._NEEDED - {"avx512_vnni"})
     once_more = module._find.__wrapped__()
     assert once_more == Kernels(False, False, "none: this processor has no avx512_vnni")
