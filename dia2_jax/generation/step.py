@@ -271,8 +271,8 @@ class Programs:
     """A model split once into structure and weights, and the compiled steps on it.
 
     Structure and options are closed over, so a dispatch hashes nothing but array types. The
-    weights are arguments of every program, one after another: walking through the tree of them in
-    every frame would take longer than all else that Python does. The state is donated.
+    weights are arguments of every program, one after another: as a tree, Python would walk through
+    it in every frame. The state is donated.
     """
 
     def __init__(self, model: Dia2Model) -> None:

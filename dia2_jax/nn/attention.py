@@ -50,11 +50,6 @@ class BlockCache(Protocol):
     #: Slots attended at a time; a cache is a whole number of them long.
     block: ClassVar[int]
 
-    @property
-    def keys(self) -> Array:
-        """``[B, L, K, ...]``."""
-        ...
-
     def ask(self, query: Float[Array, "B K G H"]) -> Any:
         """The query as :meth:`scores` reads it, made once for all blocks."""
         ...
@@ -156,8 +151,7 @@ class KVCache:
     ) -> Float[Array, "B K G H"]:
         if self.keys.dtype != jnp.float32 or not use_float32():
             return attend_blocks(self, query, layer, length)
-        place = (jnp.asarray(layer, jnp.int32), length.astype(jnp.int32))
-        return attention_float32(query.astype(jnp.float32), self.keys, self.values, *place)
+        return attention_float32(query, self.keys, self.values, layer, length)
 
     def ask(self, query: Float[Array, "B K G H"]) -> Float[Array, "B K G H"]:
         return query

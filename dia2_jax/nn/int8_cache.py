@@ -100,8 +100,7 @@ class Int8Cache:
         if not use_int8():
             return attend_blocks(self, query, layer, length)
         held = (self.keys, self.key_scale, self.values, self.value_scale)
-        place = (jnp.asarray(layer, jnp.int32), length.astype(jnp.int32))
-        return attention_int8(query.astype(jnp.float32), *held, *place)
+        return attention_int8(query, *held, layer, length)
 
     def ask(self, query: Float[Array, "B K G H"]) -> tuple[Int[Array, "B K F H"], Array]:
         """Two int8 digits of every query, one after the other, and their scale ``[B, K, G]``."""

@@ -3,8 +3,8 @@
 That is what a frame spends its time on, and XLA's CPU backend does not do it at the pace at which
 memory or caches are read (`eval/SPEED.md`): least so with int8 weights, whose products are made for
 processors with AMX. The C files beside this one are compiled where they run, by the machine's own
-compiler in about two seconds, so that the package is the same for every platform; the result is
-kept beside the programs that XLA compiles. Without a compiler, or on another processor, XLA
+compiler at the first use, so that the package is the same for every platform; the result is kept
+beside the programs that XLA compiles. Without a compiler, or on another processor, XLA
 computes the same.
 """
 
@@ -124,11 +124,11 @@ def attention_float32(
     query: Float[Array, "B K G H"],
     keys: Float[Array, "B L K H S"],
     values: Float[Array, "B L K S H"],
-    layer: Int[Array, ""],
+    layer: int | Int[Array, ""],
     length: Int[Array, " B"],
 ) -> Float[Array, "B K G H"]:
     """Attention over the first ``length[b]`` slots of a layer. Only where :func:`use_float32`."""
-    return _call(FLOAT32_ATTENTION, query.shape, query, keys, values, layer, length)
+    return _attend(FLOAT32_ATTENTION, query, (keys, values), layer, length)
 
 
 def product_int8(
@@ -147,7 +147,7 @@ def attention_int8(
     key_scale: Float[Array, "B L K S"],
     values: Int[Array, "B L K S H"],
     value_scale: Float[Array, "B L K S"],
-    layer: Int[Array, ""],
+    layer: int | Int[Array, ""],
     length: Int[Array, " B"],
 ) -> Float[Array, "B K G H"]:
     """Attention over the first ``length[b]`` slots of a layer. Only where :func:`use_int8`.
@@ -155,7 +155,18 @@ def attention_int8(
     Queries are rounded to two digits; the weights of values stay in float32.
     """
     held = (keys, key_scale, values, value_scale)
-    return _call(INT8_ATTENTION, query.shape, query, *held, layer, length)
+    return _attend(INT8_ATTENTION, query, held, layer, length)
+
+
+def _attend(
+    target: str,
+    query: Array,
+    held: tuple[Array, ...],
+    layer: int | Int[Array, ""],
+    length: Int[Array, " B"],
+) -> Array:
+    place = (jnp.asarray(layer, jnp.int32), length.astype(jnp.int32))
+    return _call(target, query.shape, query.astype(jnp.float32), *held, *place)
 
 
 def _call(target: str, shape: tuple[int, ...], *operands: Array) -> Array:
