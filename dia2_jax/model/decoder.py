@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, struct
 from jax.typing import DTypeLike
 
 from dia2_jax.config import Dia2Config
-from dia2_jax.model.layers import GatedMLP, MultiStreamEmbedding
+from dia2_jax.model.layers import (
+    GatedMLP,
+    MultiStreamEmbedding,
+    layer_weights,
+    weights_for_kernel,
+)
 from dia2_jax.nn.attention import KVCache, attend, attend_cache
 from dia2_jax.nn.int8_cache import Int8Cache, nearest
+from dia2_jax.nn.kernels.layers import LayerWeights, step_layers
 from dia2_jax.nn.linear import Embedding, Linear
 from dia2_jax.nn.norm import RMSNorm
 from dia2_jax.nn.one_of import in_turn
 from dia2_jax.nn.remat import rematerialised
-from dia2_jax.nn.rope import inverse_frequencies, rotate
+from dia2_jax.nn.rope import angles, inverse_frequencies, rotate
 from dia2_jax.sharding import constrain
 from dia2_jax.typing import Array, Float, Int
 
@@ -66,6 +74,12 @@ class DecoderAttention(nnx.Module):
         self.q_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
         self.k_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
 
+    def frequencies(self) -> np.ndarray:
+        """Of the rotation of queries and keys."""
+        return inverse_frequencies(
+            self.head_dim, min_timescale=self.min_timescale, max_timescale=self.max_timescale
+        )
+
     def _heads(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
     ) -> tuple[Array, Array, Array]:
@@ -73,9 +87,7 @@ class DecoderAttention(nnx.Module):
         def split(y: Array) -> Array:
             return y.reshape(*y.shape[:-1], -1, self.head_dim).astype(self.dtype)
 
-        frequencies = inverse_frequencies(
-            self.head_dim, min_timescale=self.min_timescale, max_timescale=self.max_timescale
-        )
+        frequencies = self.frequencies()
         query = rotate(self.q_norm(split(self.q_proj(x))), positions, frequencies)
         keys = rotate(self.k_norm(split(self.k_proj(x))), positions, frequencies)
         return query, keys, split(self.v_proj(x))
@@ -156,6 +168,16 @@ class DecoderLayer(nnx.Module):
         attended, cache = self.attn.step(self.pre_norm(x), layer, position, index, cache)
         x = x + attended
         return x + self.mlp(self.post_norm(x)), cache
+
+    def weights(self) -> LayerWeights | None:
+        """As the kernel of all layers reads them; None if it computes something else."""
+        attention = self.attn
+        inward = (attention.q_proj, attention.k_proj, attention.v_proj)
+        return layer_weights(
+            (self.pre_norm, attention.q_norm, attention.k_norm, self.post_norm),
+            [(inward, attention.o_proj)],
+            self.mlp,
+        )
 
 
 class Decoder(nnx.Module):
@@ -267,7 +289,13 @@ class Decoder(nnx.Module):
             x, cache = carry
             return layer.step(x, number, position, index, cache)
 
-        x, cache = in_turn(self.layers, run, (self._embed(tokens), cache))
+        x = self._embed(tokens)
+        if weights := weights_for_kernel(self.layers, len(x)):
+            angle = angles(position, self.layers[0].attn.frequencies())
+            held, tree = jax.tree.flatten(cache)
+            x, kept = step_layers(x, angle, index, held, weights, epsilon=self.norm.epsilon)
+            return self._heads(x), jax.tree.unflatten(tree, kept)
+        x, cache = in_turn(self.layers, run, (x, cache))
         return self._heads(x), cache
 
     def _embed(self, tokens: Int[Array, "*B C"]) -> Float[Array, "*B D"]:

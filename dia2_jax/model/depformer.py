@@ -10,19 +10,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, struct
 from jax import lax
 from jax.typing import DTypeLike
 
 from dia2_jax.config import Dia2Config
-from dia2_jax.model.layers import GatedMLP, MultiStreamEmbedding
+from dia2_jax.model.layers import (
+    GatedMLP,
+    MultiStreamEmbedding,
+    layer_weights,
+    weights_for_kernel,
+)
 from dia2_jax.nn.attention import attend
+from dia2_jax.nn.kernels.layers import LayerWeights, step_layers
 from dia2_jax.nn.linear import Embedding, Linear
 from dia2_jax.nn.norm import RMSNorm
 from dia2_jax.nn.one_of import one_of
 from dia2_jax.nn.platform import on_cpu
 from dia2_jax.nn.remat import rematerialised
-from dia2_jax.nn.rope import inverse_frequencies, rotate
+from dia2_jax.nn.rope import angles, inverse_frequencies, rotate
 from dia2_jax.sharding import constrain
 from dia2_jax.typing import Array, Float, Int
 
@@ -31,14 +38,28 @@ _SCALE = 1.0  # see decoder: queries and keys are normalised per head
 
 @struct.dataclass
 class DepthCache:
-    """Keys and values of one layer over the stages of the current frame.
+    """Keys and values of all layers over the S stages of the current frame.
 
     Nothing survives a frame: a stage attends to itself and the stages before, all of which were
-    written in the same frame.
+    written in the same frame. They lie as in :class:`dia2_jax.nn.attention.KVCache`.
     """
 
-    keys: Float[Array, "B S K H"]
-    values: Float[Array, "B S K H"]
+    keys: Float[Array, "B L K H S"]
+    values: Float[Array, "B L K S H"]
+
+    def write(
+        self,
+        layer: int,
+        keys: Float[Array, "B K H"],
+        values: Float[Array, "B K H"],
+        stage: Int[Array, ""],
+    ) -> DepthCache:
+        """Put one stage of a layer, the same one of every row."""
+        new_keys, new_values = keys[:, None, :, :, None], values[:, None, :, None]
+        return DepthCache(
+            keys=lax.dynamic_update_slice(self.keys, new_keys, (0, layer, 0, 0, stage)),
+            values=lax.dynamic_update_slice(self.values, new_values, (0, layer, 0, stage, 0)),
+        )
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,13 @@ class DepformerAttention(nnx.Module):
         self.q_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
         self.k_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
 
+    def frequencies(self) -> np.ndarray:
+        """Of the rotation of queries and keys; zeros where they are not rotated."""
+        rotated = inverse_frequencies(
+            self.head_dim, min_timescale=self.min_timescale, max_timescale=self.max_timescale
+        )
+        return rotated if self.apply_rope else np.zeros_like(rotated)
+
     def _heads(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], weight_set: int | Array
     ) -> tuple[Array, Array, Array]:
@@ -114,9 +142,7 @@ class DepformerAttention(nnx.Module):
         query, keys, values = (split[..., part, :, :] for part in range(3))
         query, keys = self.q_norm(query), self.k_norm(keys)
         if self.apply_rope:
-            frequencies = inverse_frequencies(
-                self.head_dim, min_timescale=self.min_timescale, max_timescale=self.max_timescale
-            )
+            frequencies = self.frequencies()
             query = rotate(query, positions, frequencies)
             keys = rotate(keys, positions, frequencies)
         return query, keys, values
@@ -124,6 +150,7 @@ class DepformerAttention(nnx.Module):
     def step(
         self,
         x: Float[Array, "B D"],
+        layer: int,
         stage: Int[Array, ""],
         weight_set: int | Array,
         cache: DepthCache,
@@ -131,12 +158,11 @@ class DepformerAttention(nnx.Module):
         """Stage ``stage`` of a frame, attending to itself and the stages before."""
         positions = jnp.broadcast_to(stage, (x.shape[0], 1))
         query, keys, values = self._heads(x[:, None], positions, weight_set)
-        cache = DepthCache(
-            keys=lax.dynamic_update_slice_in_dim(cache.keys, keys, stage, axis=1),
-            values=lax.dynamic_update_slice_in_dim(cache.values, values, stage, axis=1),
-        )
-        mask = (jnp.arange(cache.keys.shape[1]) <= stage)[None, None]
-        out = attend(query, cache.keys, cache.values, mask, scale=_SCALE)
+        cache = cache.write(layer, keys[:, 0], values[:, 0], stage)
+        held_keys = jnp.moveaxis(cache.keys[:, layer], 3, 1)
+        held_values = cache.values[:, layer].swapaxes(1, 2)
+        mask = (jnp.arange(held_keys.shape[1]) <= stage)[None, None]
+        out = attend(query, held_keys, held_values, mask, scale=_SCALE)
         merged = _of_set(self.out_proj, weight_set)(out.reshape(x.shape[0], -1))
         return merged.astype(self.dtype), cache
 
@@ -193,13 +219,26 @@ class DepformerLayer(nnx.Module):
     def step(
         self,
         x: Float[Array, "B D"],
+        layer: int,
         stage: Int[Array, ""],
         weight_set: int | Array,
         cache: DepthCache,
     ) -> tuple[Float[Array, "B D"], DepthCache]:
-        attended, cache = self.self_attention.step(self.pre_norm(x), stage, weight_set, cache)
+        attended, cache = self.self_attention.step(
+            self.pre_norm(x), layer, stage, weight_set, cache
+        )
         x = x + attended
         return x + self.mlp(self.post_norm(x)), cache
+
+    def weights(self) -> LayerWeights | None:
+        """As the kernel of all layers reads them; None if it computes something else."""
+        attention = self.self_attention
+        sets = sorted(set(attention.schedule))
+        return layer_weights(
+            (self.pre_norm, attention.q_norm, attention.k_norm, self.post_norm),
+            [((_of_set(attention.in_proj, i),), _of_set(attention.out_proj, i)) for i in sets],
+            self.mlp,
+        )
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x = x + self.self_attention(self.pre_norm(x))
@@ -256,11 +295,14 @@ class Depformer(nnx.Module):
             ]
         )
 
-    def init_cache(self, batch: int) -> tuple[DepthCache, ...]:
+    def init_cache(self, batch: int) -> DepthCache:
         """The cache of a frame before its first stage."""
         shape = self.config.model.depformer
-        empty = jnp.zeros((batch, self.stages, shape.kv_heads, shape.gqa_head_dim), self.dtype)
-        return tuple(DepthCache(keys=empty, values=empty) for _ in self.layers)
+        size = (batch, shape.n_layer, shape.gqa_query_heads)
+        return DepthCache(
+            keys=jnp.zeros((*size, shape.gqa_head_dim, self.stages), self.dtype),
+            values=jnp.zeros((*size, self.stages, shape.gqa_head_dim), self.dtype),
+        )
 
     def runs(self) -> tuple[StageRun, ...]:
         """What a frame loops over: all stages where a choice costs nothing, else equal ones."""
@@ -291,8 +333,8 @@ class Depformer(nnx.Module):
         previous: Int[Array, " B"],
         conditions: Mapping[int, Float[Array, "B D"]],
         text: Float[Array, "B D"] | None,
-        cache: tuple[DepthCache, ...],
-    ) -> tuple[Float[Array, "B V"], tuple[DepthCache, ...]]:
+        cache: DepthCache,
+    ) -> tuple[Float[Array, "B V"], DepthCache]:
         """One stage of one frame.
 
         Args:
@@ -312,19 +354,27 @@ class Depformer(nnx.Module):
         embedded = embedded.astype(self.dtype)
         if text is not None:
             embedded = embedded + jnp.where(stage == 0, text, 0)
+        sets = sorted(conditions)
         if weight_set is None:
-            sets = sorted(conditions)
-            chosen: int | Array = jnp.asarray([sets.index(i) for i in self.config.schedule])[stage]
-            condition = jnp.stack([conditions[index] for index in sets])[chosen]
+            place: int | Array = jnp.asarray([sets.index(i) for i in self.config.schedule])[stage]
+            chosen, condition = place, jnp.stack([conditions[index] for index in sets])[place]
         else:
+            place = sets.index(weight_set)
             chosen, condition = weight_set, conditions[weight_set]
         x = condition + embedded
-        caches = []
-        for layer, entry in zip(self.layers, cache, strict=True):
-            x, entry = layer.step(x, stage, chosen, entry)
-            caches.append(entry)
+        if weights := weights_for_kernel(self.layers, len(x)):
+            where = jnp.broadcast_to(stage, (len(x),))
+            angle = angles(where, self.layers[0].self_attention.frequencies())
+            held = (cache.keys, cache.values)
+            x, kept = step_layers(
+                x, angle, where, held, weights, weight_set=place, epsilon=self.norm.epsilon
+            )
+            cache = DepthCache(*kept)
+        else:
+            for number, layer in enumerate(self.layers):
+                x, cache = layer.step(x, number, stage, chosen, cache)
         logits = one_of(self.logits, stage)(self.norm(x))
-        return logits[:, : self.vocabulary], tuple(caches)
+        return logits[:, : self.vocabulary], cache
 
     def __call__(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dia2_jax.config import ACTIVATIONS
+from dia2_jax.nn.kernels.layers import AttentionWeights, LayerWeights, Matrix, use_layers
 from dia2_jax.nn.linear import Embedding, Linear
+from dia2_jax.nn.norm import RMSNorm
 from dia2_jax.typing import Array, Float, Int
 
 _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -24,6 +27,55 @@ _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 def activation(name: str) -> Callable[[Array], Array]:
     """The function a config's activation name stands for (``swiglu`` is ``silu``, ...)."""
     return _FUNCTIONS[ACTIVATIONS[name.lower()]]
+
+
+def layer_weights(
+    norms: tuple[RMSNorm, RMSNorm, RMSNorm, RMSNorm],
+    sets: list[tuple[tuple[Linear, ...], Linear]],
+    mlp: GatedMLP,
+) -> LayerWeights | None:
+    """A layer as the kernel reads it, or None if that is not what the kernel computes.
+
+    Args:
+      norms: of attention, queries, keys and the MLP.
+      sets: of every weight set the projections before attention, and the one behind it.
+      mlp: the MLP.
+    """
+
+    def matrix(linear: Linear) -> Matrix:
+        scale = linear.weight_scale
+        return Matrix(linear.weight[...], None if scale is None else scale[...])
+
+    linears = [linear for inward, outward in sets for linear in (*inward, outward)]
+    gates = tuple(ACTIVATIONS[name.lower()] for name in mlp.activations)
+    if gates != ("silu", "linear") or any(each.bias is not None for each in linears):
+        return None
+    if mlp.dtype != jnp.float32:
+        return None
+    attention_norm, query_norm, key_norm, mlp_norm = (norm.weight[...] for norm in norms)
+    return LayerWeights(
+        attention_norm=attention_norm,
+        query_norm=query_norm,
+        key_norm=key_norm,
+        mlp_norm=mlp_norm,
+        sets=tuple(
+            AttentionWeights(tuple(map(matrix, inward)), matrix(outward))
+            for inward, outward in sets
+        ),
+        wide=matrix(mlp.wi),
+        narrow=matrix(mlp.wo),
+    )
+
+
+class _Weighted(Protocol):
+    def weights(self) -> LayerWeights | None: ...
+
+
+def weights_for_kernel(layers: Iterable[_Weighted], rows: int) -> list[LayerWeights] | None:
+    """Of all layers, where a step of so many rows is to be the kernel's; else None."""
+    weights = [layer.weights() for layer in layers]
+    usable = [each for each in weights if each is not None]
+    return usable if len(usable) == len(weights) and use_layers(rows, usable) else None
 
 
 class GatedMLP(nnx.Module):

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
-from dia2_jax.nn.kernels import product_float32, use_float32
+from dia2_jax.nn.kernels import FLOAT32_ROWS, product_float32, use_float32
 from dia2_jax.nn.one_of import OneOf
 from dia2_jax.nn.platform import on_cpu
 from dia2_jax.nn.quantized import project_int8
@@ -23,9 +23,6 @@ from dia2_jax.typing import Array, Float, Int
 
 #: Up to this many rows a product is bound by reading the weights, not by arithmetic.
 _FEW_ROWS = 32
-
-#: Up to this many rows the kernel is faster than XLA: both guidance rows of four sessions.
-_KERNEL_ROWS = 8
 
 
 def exact(dtype: DTypeLike) -> lax.Precision | None:
@@ -55,7 +52,7 @@ def project(x: Float[Array, "*B D"], weight: Float[Array, "F D"] | OneOf) -> Flo
     batch = x.shape[:-1]
     rows = x.reshape(-1, inputs)
     few = rows.shape[0] <= _FEW_ROWS and x.dtype == jnp.float32 and on_cpu()
-    if few and rows.shape[0] <= _KERNEL_ROWS and use_float32():
+    if few and rows.shape[0] <= FLOAT32_ROWS and use_float32():
         return _few_rows(rows, weight).reshape(*batch, outputs)
     if few and rows.shape[0] > 1 and outputs % 2 == 0:
         halves = weight.reshape(2, outputs // 2, inputs)

@@ -23,17 +23,26 @@ def inverse_frequencies(
     return (np.float32(1.0) / timescale).astype(np.float32)
 
 
+def angles(
+    positions: Int[Array, "*B"], frequencies: np.ndarray
+) -> tuple[Float[Array, "*B H/2"], Float[Array, "*B H/2"]]:
+    """Cosine and sine of ``position * frequencies[i]``, float32.
+
+    A bfloat16 angle is wrong by whole radians a few hundred positions in.
+    """
+    angle = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angle), jnp.sin(angle)
+
+
 def rotate(
     x: Float[Array, "B T N H"], positions: Int[Array, "B T"], frequencies: np.ndarray
 ) -> Float[Array, "B T N H"]:
     """Rotate plane (i, i + H/2) of every head by ``position * frequencies[i]``.
 
-    Angles and products are float32 whatever ``x`` is: a bfloat16 angle is wrong by whole radians
-    a few hundred positions in.
+    Angles and products are float32 whatever ``x`` is.
     """
-    angle = positions[..., None, None].astype(jnp.float32) * frequencies
     # Else XLA computes them again for every element of every head.
-    cos, sin = lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))
+    cos, sin = lax.optimization_barrier(angles(positions[..., None], frequencies))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

@@ -17,7 +17,7 @@ from dia2_jax.model import depformer
 from dia2_jax.model.decoder import DecoderOutput
 from dia2_jax.model.depformer import StageRun, stage_runs
 from dia2_jax.model.dia2 import Dia2Model
-from dia2_jax.nn import one_of
+from dia2_jax.nn import kernels, one_of
 
 GOLDEN_TOLERANCE = 1e-4  # of the format, see the golden files
 STEP_TOLERANCE = 2e-5  # whole against stepped: the same sums in another order
@@ -31,7 +31,12 @@ SMALL: dict[str, Any] = {
     "model.depformer.n_layer": 1,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "two layers": {**SMALL, "model.decoder.n_layer": 2, "model.depformer.n_layer": 2},
+    "two layers": {
+        **SMALL,
+        "model.decoder.n_layer": 2,
+        "model.depformer.n_layer": 2,
+        "model.depformer.mlp_activations": ["silu", "linear"],
+    },
     "plain": {
         **SMALL,
         "model.decoder.low_rank_dim": None,
@@ -221,11 +226,33 @@ def test_depformer_whole_equals_stage_by_stage(model) -> None:
         assert_close(stage_by_stage(model, *inputs), out, STEP_TOLERANCE)
 
 
-def test_a_program_for_accelerators_gives_the_same(model, monkeypatch) -> None:
-    """There every layer, and every run of stages, has operations of its own."""
+@pytest.mark.skipif(not kernels.kernels().float32, reason=kernels.kernels().reason)
+def test_a_step_of_all_layers_is_one_call_where_the_kernel_computes_the_same(
+    tiny, random_model
+) -> None:
+    def calls(variant: str) -> tuple[int, int]:
+        model = random_model(tiny(VARIANTS[variant]))
+        tokens, places = random_tokens(model.config), np.zeros((STEPS, BATCH), int)
+        step = jax.jit(lambda m, *args: stepped.__wrapped__(m, *args))
+        stages = jax.jit(lambda m, *args: stage_by_stage.__wrapped__(m, *args))
+        texts = (
+            step.lower(model, tokens.transpose(2, 0, 1), places, places).as_text(),
+            stages.lower(model, *depth_inputs(model)).as_text(),
+        )
+        decoder, depth = (text.count(f"@{kernels.FLOAT32_LAYERS}") for text in texts)
+        return decoder, depth
+
+    assert calls("two layers") == (1, 1)
+    assert calls("plain") == (0, 0)  # other activations
+
+
+@pytest.mark.parametrize("elsewhere", [[kernels], [kernels, one_of, depformer]])
+def test_programs_for_other_platforms_give_the_same(model, monkeypatch, elsewhere) -> None:
+    """Without kernels layers are looped over. On accelerators every layer, and every run of stages,
+    has operations of its own."""
     tokens, inputs = random_tokens(model.config), depth_inputs(model)
     places = np.repeat(np.arange(STEPS)[:, None], BATCH, axis=1)
-    for module in (one_of, depformer):
+    for module in elsewhere:
         monkeypatch.setattr(module, "on_cpu", lambda: False)
     # Compiled anew: what was compiled for the processor is found by the model's structure.
     step = compiled(lambda *args: stepped.__wrapped__(*args))

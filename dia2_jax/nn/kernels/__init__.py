@@ -36,12 +36,20 @@ KERNELS_VARIABLE = "DIA2_JAX_KERNELS"
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("float32.c", "int8.c")
-_HEADERS = ("shared.h", "attention.h")
+_HEADERS = ("shared.h", "attention.h", "stack.h")
 #: What the kernels are called in a program.
 FLOAT32_PRODUCT = "dia2_jax_float32_product"
 FLOAT32_ATTENTION = "dia2_jax_float32_attention"
 INT8_PRODUCT = "dia2_jax_int8_product"
 INT8_ATTENTION = "dia2_jax_int8_attention"
+FLOAT32_LAYERS = "dia2_jax_float32_layers"
+INT8_LAYERS = "dia2_jax_int8_layers"
+_TARGETS = (
+    FLOAT32_PRODUCT, FLOAT32_ATTENTION, FLOAT32_LAYERS, INT8_PRODUCT, INT8_ATTENTION, INT8_LAYERS,
+)  # fmt: skip
+
+#: Up to this many rows a float32 kernel is faster than XLA: both guidance rows of four sessions.
+FLOAT32_ROWS = 8
 
 _INSTRUCTIONS = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", *_INSTRUCTIONS)
@@ -87,7 +95,7 @@ def _find() -> Kernels:
         library = _library()
     except OSError as error:
         return Kernels(False, False, f"none: {error}")
-    for target in (FLOAT32_PRODUCT, FLOAT32_ATTENTION, INT8_PRODUCT, INT8_ATTENTION):
+    for target in _TARGETS:
         handler = jax.ffi.pycapsule(getattr(library, target))
         jax.ffi.register_ffi_target(target, handler, platform="cpu")
     if "amx_int8" in flags:

@@ -1,18 +1,18 @@
-/* Products of a few rows with float32 weights and attention over a float32 cache, for x86 processors
+/* Products of a few rows with float32 weights attention over a float32 cache, and
+ * layers of both, for x86 processors
  * with AVX-512.
  *
  * What is computed of a row depends neither on the rows beside it nor on how the work is shared.
  */
 
-#include "attention.h"
+#include "shared.h"
 
 /* ---- Products ---------------------------------------------------------------------------------- */
 
 typedef struct {
-  Work work; /* its items are outputs */
-  int64_t rows, inputs, outputs;
-  const float *x, *weight; /* [rows, inputs], [outputs, inputs] */
-  float *y;                /* [rows, outputs] */
+  int64_t rows, inputs, stride; /* `stride` from one row of y to the next */
+  const float *x, *weight;      /* [rows, inputs], [outputs, inputs] */
+  float *y;                     /* [rows, outputs] */
 } Product;
 
 /* Adds 16 inputs from `k` on, of which `here` exist, to the sums of `width` outputs of `rows` rows. */
@@ -44,7 +44,7 @@ INLINE void tile(const Product *all, int64_t output, int exist, int64_t row, con
   UNROLL for (int i = 0; i < width; i++)
     if (i < exist)
       UNROLL for (int j = 0; j < rows; j++)
-        all->y[(row + j) * all->outputs + output + i] = _mm512_reduce_add_ps(sums[i * rows + j]);
+        all->y[(row + j) * all->stride + output + i] = _mm512_reduce_add_ps(sums[i * rows + j]);
 }
 
 INLINE void multiply_some(const Product *all, int64_t first, int64_t last, int64_t row,
@@ -56,8 +56,8 @@ INLINE void multiply_some(const Product *all, int64_t first, int64_t last, int64
   if (first < last) tile(all, first, (int)(last - first), row, rows, width, 0);
 }
 
-static void compute_outputs(const Work *work, int64_t first, int64_t last) {
-  const Product *all = (const Product *)work;
+/* Outputs `first` to `last` - 1. */
+static void multiply_outputs(const Product *all, int64_t first, int64_t last) {
   const int64_t kept = all->rows > 4 ? outputs_of(KEPT, 4 * all->inputs) : last - first;
   for (; first < last; first += kept) {
     const int64_t end = first + kept < last ? first + kept : last;
@@ -66,6 +66,17 @@ static void compute_outputs(const Work *work, int64_t first, int64_t last) {
     if (row + 2 <= all->rows) multiply_some(all, first, end, row, 2, 8), row += 2;
     if (row < all->rows) multiply_some(all, first, end, row, 1, 8);
   }
+}
+
+typedef struct {
+  Work work; /* its items are outputs */
+  Step step;
+  Product product;
+} ProductWork;
+
+static void compute_outputs(const Work *work, int64_t step, int64_t first, int64_t last, int thread,
+                            int fresh) {
+  multiply_outputs(&((const ProductWork *)work)->product, first, last);
 }
 
 /* x [B, D], weight [F, D] -> y [B, F], all float32 */
@@ -81,13 +92,41 @@ XLA_FFI_Error *dia2_jax_float32_product(XLA_FFI_CallFrame *frame) {
   if (!FITS(x, F32, rows, inputs) || !FITS(weight, F32, outputs, inputs) ||
       !FITS(y, F32, rows, outputs))
     return refuse(frame, "dia2_jax float32 product: operands that do not fit each other");
-  Product *all = aligned_alloc(64, up(sizeof(Product), 64));
+  ProductWork *all = aligned_alloc(64, up(sizeof(ProductWork), 64));
   if (all == NULL) return refuse(frame, "dia2_jax float32 product: no memory");
-  all->rows = rows, all->inputs = inputs, all->outputs = outputs;
-  all->x = x->data, all->weight = weight->data, all->y = y->data;
-  begin(&all->work, outputs, outputs_of(DEALT, 4 * inputs), compute_outputs);
-  finish(frame, &all->work, outputs * inputs * 4 < ALONE);
+  all->product = (Product){rows, inputs, outputs, x->data, weight->data, y->data};
+  begin_step(&all->step, outputs, outputs_of(DEALT, 4 * inputs));
+  begin(&all->work, &all->step, 1, compute_outputs);
+  finish(frame, &all->work, outputs * inputs * 4 < ALONE ? 1 : count_threads(frame));
   return NULL;
+}
+
+/* ---- Layers -------------------------------------------------------------------------------------- */
+
+/* Rows are multiplied as they are. */
+typedef struct {
+  const float *x;
+  int64_t rows, inputs;
+} Held;
+
+static int64_t held_size(int64_t rows, int64_t inputs) { return 0; }
+
+static Held held_in(char *memory, const float *x, int64_t rows, int64_t inputs) {
+  return (Held){x, rows, inputs};
+}
+
+static void fill(const Held *held, const float *x) {}
+
+static void multiply(const Held *held, const void *weight, const float *scale, int64_t first,
+                     int64_t last, float *y, int64_t stride) {
+  const Product product = {held->rows, held->inputs, stride, held->x, weight, y};
+  multiply_outputs(&product, first, last);
+}
+
+#include "stack.h"
+
+XLA_FFI_Error *dia2_jax_float32_layers(XLA_FFI_CallFrame *frame) {
+  return answered(frame) ? NULL : step_layers(frame, 0, NULL);
 }
 
 /* ---- Attention ----------------------------------------------------------------------------------- */
@@ -97,46 +136,16 @@ typedef struct {
   const float *query, *keys, *values; /* [B, K, G, H], [B, L, K, H, S], [B, L, K, S, H] */
 } FloatAttention;
 
-/* Scores of `count` queries [H] with the first `length` slots of keys [H, S], 64 slots at a time. */
-INLINE void score_some(const Attention *all, const float *query, const float *keys, int64_t length,
-                       float *scores, const int count) {
-  for (int64_t s = 0; s < length; s += 64) {
-    __m512 sums[16];
-    __mmask16 here[4];
-    UNROLL for (int i = 0; i < 16; i++) sums[i] = _mm512_setzero_ps();
-    UNROLL for (int part = 0; part < 4; part++) here[part] = first_lanes(length - s - 16 * part);
-    for (int64_t h = 0; h < all->width; h++) {
-      const float *slots = keys + h * all->slots + s;
-      UNROLL for (int part = 0; part < 4; part++) {
-        __m512 key = _mm512_maskz_loadu_ps(here[part], slots + 16 * part);
-        UNROLL for (int g = 0; g < count; g++)
-          sums[4 * g + part] = _mm512_fmadd_ps(_mm512_set1_ps(query[g * all->width + h]), key,
-                                               sums[4 * g + part]);
-      }
-    }
-    UNROLL for (int g = 0; g < count; g++)
-      UNROLL for (int part = 0; part < 4; part++)
-        _mm512_storeu_ps(scores + g * all->room + s + 16 * part, sums[4 * g + part]);
-  }
-}
-
-static void compute_heads(const Work *work, int64_t first, int64_t last) {
+static void compute_heads(const Work *work, int64_t step, int64_t first, int64_t last, int thread,
+                          int fresh) {
   const FloatAttention *call = (const FloatAttention *)work;
   const Attention *all = &call->attention;
   for (int64_t item = first; item < last; item++) {
-    const int64_t start = first_slot(all, item) * all->width, length = slots_of(all, item);
-    const float *query = call->query + item * all->group * all->width, *keys = call->keys + start;
-    float *scores = all->scores + item * all->group * all->room;
-    int64_t g = 0;
-    for (; g + 4 <= all->group; g += 4)
-      score_some(all, query + g * all->width, keys, length, scores + g * all->room, 4);
-    if (g + 2 <= all->group) {
-      score_some(all, query + g * all->width, keys, length, scores + g * all->room, 2);
-      g += 2;
-    }
-    if (g < all->group)
-      score_some(all, query + g * all->width, keys, length, scores + g * all->room, 1);
-    finish_item(all, item, call->values + start, NULL, 0);
+    int64_t slot;
+    const Head head = head_of(all, item, &slot);
+    const int64_t start = slot * head.width, query = item * head.group * head.width;
+    attend_float32(&head, call->query + query, call->keys + start, call->values + start,
+                   all->scores + item * head.group * head.room, all->y + query);
   }
 }
 
@@ -160,14 +169,17 @@ XLA_FFI_Error *dia2_jax_float32_attention(XLA_FFI_CallFrame *frame) {
     return refuse(frame, "dia2_jax float32 attention: operands that do not fit each other");
   Attention sizes;
   const int64_t longest = size_up(&sizes, query, layers, slots, in[3], in[4]);
-  const int64_t head = up(sizeof(FloatAttention), 64);
-  FloatAttention *call = aligned_alloc(64, head + batch * heads * group * sizes.room * 4);
+  const int64_t before = up(sizeof(FloatAttention), 64);
+  FloatAttention *call =
+      aligned_alloc(64, before + up(batch * heads * group * sizes.head.room * 4, 64));
   if (call == NULL) return refuse(frame, "dia2_jax float32 attention: no memory for the scores");
   call->attention = sizes;
   call->attention.y = y->data;
-  call->attention.scores = (float *)((char *)call + head);
+  call->attention.scores = (float *)((char *)call + before);
   call->query = query->data, call->keys = keys->data, call->values = in[2]->data;
-  begin(&call->attention.work, batch * heads, 1, compute_heads);
-  finish(frame, &call->attention.work, batch * heads * longest * width * 4 < ALONE);
+  begin_step(&call->attention.step, batch * heads, 1);
+  begin(&call->attention.work, &call->attention.step, 1, compute_heads);
+  const int alone = batch * heads * longest * width * 4 < ALONE;
+  finish(frame, &call->attention.work, alone ? 1 : count_threads(frame));
   return NULL;
 }

@@ -1,5 +1,5 @@
-/* Products with int8 weights and attention over an int8 cache, for x86 processors with AVX-512 and
- * VNNI.
+/* Products with int8 weights, attention over an int8 cache, and layers of both, for x86 processors with
+ * AVX-512 and VNNI.
  *
  * What is computed of a row depends neither on the rows beside it nor on how the work is shared.
  */
@@ -59,6 +59,10 @@ static void round_row(const Rows *rows, int64_t row, const float *x) {
   }
   for (int digit = 0; digit < 2; digit++)
     rows->offsets[2 * row + digit] = 128 * _mm512_reduce_add_epi32(totals[digit]);
+}
+
+static void round_rows(const Rows *rows, const float *x) {
+  for (int64_t row = 0; row < rows->count; row++) round_row(rows, row, x + row * rows->inputs);
 }
 
 /* ---- Their products with int8 weights -------------------------------------------------------- */
@@ -170,8 +174,8 @@ INLINE void multiply_some(const Product *product, const Rows *rows, int64_t firs
 }
 
 /* Outputs `first` to `last` - 1 of `count` rows from `row` on. */
-static void multiply(const Product *product, const Rows *rows, int64_t first, int64_t last,
-                     int64_t row, int64_t count) {
+static void multiply_rows(const Product *product, const Rows *rows, int64_t first, int64_t last,
+                          int64_t row, int64_t count) {
   const int64_t kept = count > 8 ? outputs_of(KEPT, rows->inputs) : last - first;
   for (; first < last; first += kept) {
     const int64_t stop = first + kept < last ? first + kept : last, end = row + count;
@@ -185,13 +189,15 @@ static void multiply(const Product *product, const Rows *rows, int64_t first, in
 
 typedef struct {
   Work work; /* its items are outputs */
+  Step step;
   Product product;
   Rows rows;
 } ProductWork;
 
-static void compute_outputs(const Work *work, int64_t first, int64_t last) {
+static void compute_outputs(const Work *work, int64_t step, int64_t first, int64_t last, int thread,
+                            int fresh) {
   const ProductWork *all = (const ProductWork *)work;
-  multiply(&all->product, &all->rows, first, last, 0, all->rows.count);
+  multiply_rows(&all->product, &all->rows, first, last, 0, all->rows.count);
 }
 
 /* x [B, D] float32, weight [F, D] int8, scale [F] float32 -> y [B, F] float32 */
@@ -212,14 +218,25 @@ XLA_FFI_Error *dia2_jax_int8_product(XLA_FFI_CallFrame *frame) {
   if (all == NULL) return refuse(frame, "dia2_jax int8 product: no memory for the rounded rows");
   all->rows = rows_in((char *)all + head, rows, inputs);
   all->product = (Product){weight->data, scale->data, y->data, outputs};
-  for (int64_t row = 0; row < rows; row++)
-    round_row(&all->rows, row, (const float *)x->data + row * inputs);
-  begin(&all->work, outputs, outputs_of(DEALT, inputs), compute_outputs);
-  finish(frame, &all->work, outputs * inputs < ALONE);
+  round_rows(&all->rows, x->data);
+  begin_step(&all->step, outputs, outputs_of(DEALT, inputs));
+  begin(&all->work, &all->step, 1, compute_outputs);
+  finish(frame, &all->work, outputs * inputs < ALONE ? 1 : count_threads(frame));
   return NULL;
 }
 
 /* ---- Attention over an int8 cache --------------------------------------------------------------- */
+
+/* A head's rounded queries from `row` on, int8 keys and values [S, H] with a scale a slot -> y [G, H]; as
+ * if the slots were outputs: keys are scaled by slot as weights are by output. */
+static void attend_int8(const Head *head, const Rows *queries, int64_t row, const int8_t *keys,
+                        const float *key_scale, const int8_t *values, const float *value_scale,
+                        float *scores, float *y) {
+  /* Product rows are counted from the first query. */
+  const Product product = {keys, key_scale, scores - row * head->room, head->room};
+  multiply_rows(&product, queries, 0, head->length, row, head->group);
+  average(head, scores, values, value_scale, y, 1);
+}
 
 typedef struct {
   Attention attention;
@@ -228,16 +245,17 @@ typedef struct {
   const float *key_scale, *value_scale; /* [B, L, K, S] */
 } Int8Attention;
 
-static void compute_heads(const Work *work, int64_t first, int64_t last) {
+static void compute_heads(const Work *work, int64_t step, int64_t first, int64_t last, int thread,
+                          int fresh) {
   const Int8Attention *call = (const Int8Attention *)work;
   const Attention *all = &call->attention;
   for (int64_t item = first; item < last; item++) {
-    const int64_t slot = first_slot(all, item);
-    /* As if the slots were outputs: keys are scaled by slot as weights are by output. */
-    const Product product = {call->keys + slot * all->width, call->key_scale + slot, all->scores,
-                             all->room};
-    multiply(&product, &call->queries, 0, slots_of(all, item), item * all->group, all->group);
-    finish_item(all, item, call->values + slot * all->width, call->value_scale + slot, 1);
+    int64_t slot;
+    const Head head = head_of(all, item, &slot);
+    const int64_t query = item * head.group, start = slot * head.width;
+    attend_int8(&head, &call->queries, query, call->keys + start, call->key_scale + slot,
+                call->values + start, call->value_scale + slot, all->scores + query * head.room,
+                all->y + query * head.width);
   }
 }
 
@@ -263,19 +281,77 @@ XLA_FFI_Error *dia2_jax_int8_attention(XLA_FFI_CallFrame *frame) {
     return refuse(frame, "dia2_jax int8 attention: operands that do not fit each other");
   Attention sizes;
   const int64_t longest = size_up(&sizes, query, layers, slots, in[5], in[6]);
-  const int64_t queries = batch * heads * group, head = up(sizeof(Int8Attention), 64);
+  const int64_t queries = batch * heads * group, before = up(sizeof(Int8Attention), 64);
   const int64_t rounded = rows_size(queries, width);
-  Int8Attention *call = aligned_alloc(64, head + rounded + queries * sizes.room * 4);
+  Int8Attention *call =
+      aligned_alloc(64, before + rounded + up(queries * sizes.head.room * 4, 64));
   if (call == NULL) return refuse(frame, "dia2_jax int8 attention: no memory for the scores");
   call->attention = sizes;
   call->attention.y = y->data;
-  call->attention.scores = (float *)((char *)call + head + rounded);
-  call->queries = rows_in((char *)call + head, queries, width);
-  for (int64_t row = 0; row < queries; row++)
-    round_row(&call->queries, row, (const float *)query->data + row * width);
+  call->attention.scores = (float *)((char *)call + before + rounded);
+  call->queries = rows_in((char *)call + before, queries, width);
+  round_rows(&call->queries, query->data);
   call->keys = keys->data, call->values = in[3]->data;
   call->key_scale = in[2]->data, call->value_scale = in[4]->data;
-  begin(&call->attention.work, batch * heads, 1, compute_heads);
-  finish(frame, &call->attention.work, batch * heads * longest * width < ALONE);
+  begin_step(&call->attention.step, batch * heads, 1);
+  begin(&call->attention.work, &call->attention.step, 1, compute_heads);
+  const int alone = batch * heads * longest * width < ALONE;
+  finish(frame, &call->attention.work, alone ? 1 : count_threads(frame));
   return NULL;
+}
+
+/* ---- Layers -------------------------------------------------------------------------------------- */
+
+typedef Rows Held;
+
+static int64_t held_size(int64_t rows, int64_t inputs) { return rows_size(rows, inputs); }
+
+static Held held_in(char *memory, const float *x, int64_t rows, int64_t inputs) {
+  return rows_in(memory, rows, inputs);
+}
+
+static void fill(const Held *held, const float *x) { round_rows(held, x); }
+
+static void multiply(const Held *held, const void *weight, const float *scale, int64_t first,
+                     int64_t last, float *y, int64_t stride) {
+  const Product product = {weight, scale, y, stride};
+  multiply_rows(&product, held, first, last, 0, held->count);
+}
+
+#include "stack.h"
+
+/* Rounds to one digit: quantized.round_rows. */
+static void keep(const float *x, int64_t count, int8_t *digits, float *scale) {
+  __m512 most = _mm512_setzero_ps();
+  __mmask16 strange = 0;
+  for (int64_t k = 0; k < count; k += 16) {
+    const __m512 read = _mm512_maskz_loadu_ps(first_lanes(count - k), x + k);
+    strange |= _mm512_fpclass_ps_mask(read, 0x99); /* either NaN, either infinity */
+    most = _mm512_max_ps(most, _mm512_abs_ps(read));
+  }
+  const float peak = _mm512_reduce_max_ps(most);
+  const __m512 factor = _mm512_set1_ps(LEVELS / (peak > SMALLEST ? peak : SMALLEST));
+  *scale = strange ? NAN : peak / LEVELS;
+  for (int64_t k = 0; k < count; k += 16) {
+    const __mmask16 here = first_lanes(count - k);
+    const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(strange ? 0 : here, x + k), factor);
+    _mm_mask_storeu_epi8(digits + k, here, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled)));
+  }
+}
+
+static void attend_narrow(const Stack *all, const Head *head, int64_t start, int64_t slot,
+                          const float *query, const float *key, const float *value, char *memory,
+                          float *scores, float *y) {
+  int8_t *keys = (int8_t *)all->keys + start * head->width;
+  int8_t *values = (int8_t *)all->values + start * head->width;
+  keep(key, head->width, keys + slot * head->width, all->key_scale + start + slot);
+  keep(value, head->width, values + slot * head->width, all->value_scale + start + slot);
+  const Rows queries = rows_in(memory, head->group, head->width);
+  round_rows(&queries, query);
+  attend_int8(head, &queries, 0, keys, all->key_scale + start, values, all->value_scale + start,
+              scores, y);
+}
+
+XLA_FFI_Error *dia2_jax_int8_layers(XLA_FFI_CallFrame *frame) {
+  return answered(frame) ? NULL : step_layers(frame, 1, attend_narrow);
 }

@@ -4,10 +4,12 @@
 #define DIA2_JAX_SHARED_H_
 
 #include <immintrin.h>
+#include <math.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "xla/ffi/api/c_api.h"
 
@@ -32,31 +34,58 @@ INLINE __mmask16 first_lanes(int64_t count) {
 
 /* ---- Work that the threads of XLA's pool share -----------------------------------------------
  *
- * Items are dealt out some at a time: many at first, because long runs of weights are read faster,
- * and fewer towards the end, so that all threads finish together. Who comes late finds none left, so
- * nobody waits for a thread that has not begun. */
+ * Work is steps, one after another, and a step is items. They are dealt out some at a time: many at
+ * first, because long runs of weights are read faster, and fewer towards the end, so that all threads
+ * finish together. A step begins when the one before is done. Who comes late finds no items left of
+ * the steps that are done, so nobody waits for a thread that has not begun. */
+
+typedef struct {
+  _Alignas(64) atomic_llong next; /* items dealt out */
+  atomic_llong done;              /* items finished */
+  int64_t items, portion;         /* `portion` items are the fewest dealt out */
+} Step;
 
 typedef struct Work {
-  atomic_llong next, done; /* items dealt out, and finished */
-  atomic_int holders;      /* who may still look at this; the last one frees it */
-  int64_t items, portion, threads; /* `portion` items are the fewest dealt out */
-  void (*compute)(const struct Work *, int64_t first, int64_t last);
+  atomic_int holders; /* who may still look at this; the last one frees it */
+  atomic_int joined;  /* threads that have begun */
+  int64_t threads, count;
+  Step *steps;
+  /* Items `first` to `last` - 1 of a step, by a thread of that number; it computes the step's items for
+   * the first time if they are `fresh`. */
+  void (*compute)(const struct Work *, int64_t step, int64_t first, int64_t last, int thread,
+                  int fresh);
 } Work;
 
 static void leave(Work *work) {
   if (atomic_fetch_sub(&work->holders, 1) == 1) free(work);
 }
 
+INLINE void await(Step *step) {
+  for (int turn = 0; atomic_load_explicit(&step->done, memory_order_acquire) < step->items; turn++) {
+    if (turn < 2000)
+      _mm_pause();
+    else
+      sched_yield();
+  }
+}
+
 static void take_part(Work *work) {
-  long long first = atomic_load(&work->next);
-  while (first < work->items) {
-    int64_t count = up((work->items - first) / (2 * work->threads), work->portion);
-    if (count < work->portion) count = work->portion;
-    if (count > work->items - first) count = work->items - first;
-    if (!atomic_compare_exchange_weak(&work->next, &first, first + count)) continue;
-    work->compute(work, first, first + count);
-    atomic_fetch_add_explicit(&work->done, count, memory_order_release);
-    first = atomic_load(&work->next);
+  const int thread = atomic_fetch_add(&work->joined, 1);
+  for (int64_t number = 0; number < work->count; number++) {
+    Step *step = work->steps + number;
+    int fresh = 1;
+    long long first = atomic_load(&step->next);
+    while (first < step->items) {
+      int64_t count = up((step->items - first) / (2 * work->threads), step->portion);
+      if (count < step->portion) count = step->portion;
+      if (count > step->items - first) count = step->items - first;
+      if (!atomic_compare_exchange_weak(&step->next, &first, first + count)) continue;
+      work->compute(work, number, first, first + count, thread, fresh);
+      fresh = 0;
+      atomic_fetch_add_explicit(&step->done, count, memory_order_release);
+      first = atomic_load(&step->next);
+    }
+    await(step);
   }
 }
 
@@ -75,17 +104,21 @@ static int64_t count_threads(const XLA_FFI_CallFrame *frame) {
   XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL,
                                              frame->ctx, &count};
   XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&args);
-  if (error == NULL) return count;
+  if (error == NULL) return count > 0 ? count : 1;
   forget(frame->api, error); /* no pool: the caller works alone */
   return 1;
 }
 
-/* Finishes the work, and gives up the caller's hold of it. */
-INLINE void finish(const XLA_FFI_CallFrame *frame, Work *work, int alone) {
-  const int64_t portions = (work->items + work->portion - 1) / work->portion;
-  work->threads = alone ? 1 : count_threads(frame);
-  int64_t helpers = (work->threads < portions ? work->threads : portions) - 1;
-  for (; helpers > 0; helpers--) {
+/* Finishes the work with at most `threads` threads, and gives up the caller's hold of it. */
+INLINE void finish(const XLA_FFI_CallFrame *frame, Work *work, int64_t threads) {
+  int64_t portions = 1; /* more threads than the step with the most of them are of no use */
+  for (int64_t number = 0; number < work->count; number++) {
+    const Step *step = work->steps + number;
+    const int64_t some = (step->items + step->portion - 1) / step->portion;
+    if (some > portions) portions = some;
+  }
+  work->threads = threads < portions ? threads : portions;
+  for (int64_t helpers = work->threads - 1; helpers > 0; helpers--) {
     atomic_fetch_add(&work->holders, 1);
     XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
                                              frame->ctx, help, work};
@@ -97,21 +130,20 @@ INLINE void finish(const XLA_FFI_CallFrame *frame, Work *work, int alone) {
     }
   }
   take_part(work);
-  for (int turn = 0; atomic_load_explicit(&work->done, memory_order_acquire) < work->items; turn++) {
-    if (turn < 2000)
-      _mm_pause();
-    else
-      sched_yield();
-  }
   leave(work);
 }
 
-INLINE void begin(Work *work, int64_t items, int64_t portion,
-                  void (*compute)(const Work *, int64_t, int64_t)) {
-  atomic_init(&work->next, 0);
-  atomic_init(&work->done, 0);
+INLINE void begin_step(Step *step, int64_t items, int64_t portion) {
+  atomic_init(&step->next, 0);
+  atomic_init(&step->done, 0);
+  step->items = items, step->portion = portion;
+}
+
+INLINE void begin(Work *work, Step *steps, int64_t count,
+                  void (*compute)(const Work *, int64_t, int64_t, int64_t, int, int)) {
   atomic_init(&work->holders, 1);
-  work->items = items, work->portion = portion, work->compute = compute;
+  atomic_init(&work->joined, 0);
+  work->steps = steps, work->count = count, work->compute = compute;
 }
 
 /* ---- XLA's interface ---------------------------------------------------------------------------
