@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
@@ -75,7 +74,7 @@ class DecoderAttention(nnx.Module):
         self.k_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
 
     def frequencies(self) -> np.ndarray:
-        """Of the rotation of queries and keys."""
+        """``[H/2]``, radians a position, by which queries and keys are rotated."""
         return inverse_frequencies(
             self.head_dim, min_timescale=self.min_timescale, max_timescale=self.max_timescale
         )
@@ -273,7 +272,7 @@ class Decoder(nnx.Module):
         index: Int[Array, " B"],
         cache: Cache,
     ) -> tuple[DecoderOutput, Cache]:
-        """One frame a row.
+        """One frame a row. It has no gradient where a kernel computes it.
 
         Args:
           tokens: main text, second text and codes of the previous frame.
@@ -290,12 +289,11 @@ class Decoder(nnx.Module):
             return layer.step(x, number, position, index, cache)
 
         x = self._embed(tokens)
-        if weights := weights_for_kernel(self.layers, len(x)):
+        if weights := weights_for_kernel(self.layers, len(x), cache):
             angle = angles(position, self.layers[0].attn.frequencies())
-            held, tree = jax.tree.flatten(cache)
-            x, kept = step_layers(x, angle, index, held, weights, epsilon=self.norm.epsilon)
-            return self._heads(x), jax.tree.unflatten(tree, kept)
-        x, cache = in_turn(self.layers, run, (x, cache))
+            x, cache = step_layers(x, angle, index, cache, weights, epsilon=self.norm.epsilon)
+        else:
+            x, cache = in_turn(self.layers, run, (x, cache))
         return self._heads(x), cache
 
     def _embed(self, tokens: Int[Array, "*B C"]) -> Float[Array, "*B D"]:

@@ -128,7 +128,7 @@ class DepformerAttention(nnx.Module):
         self.k_norm = RMSNorm(self.head_dim, epsilon=epsilon, param_dtype=param_dtype)
 
     def frequencies(self) -> np.ndarray:
-        """Of the rotation of queries and keys; zeros where they are not rotated."""
+        """``[H/2]``, radians a position, by which queries and keys are rotated: zeros without."""
         rotated = inverse_frequencies(
             self.head_dim, min_timescale=self.min_timescale, max_timescale=self.max_timescale
         )
@@ -141,10 +141,9 @@ class DepformerAttention(nnx.Module):
         split = fused.reshape(*x.shape[:-1], 3, self.heads, self.head_dim).astype(self.dtype)
         query, keys, values = (split[..., part, :, :] for part in range(3))
         query, keys = self.q_norm(query), self.k_norm(keys)
-        if self.apply_rope:
-            frequencies = self.frequencies()
-            query = rotate(query, positions, frequencies)
-            keys = rotate(keys, positions, frequencies)
+        if self.apply_rope:  # else the width of a head may be odd
+            query = rotate(query, positions, self.frequencies())
+            keys = rotate(keys, positions, self.frequencies())
         return query, keys, values
 
     def step(
@@ -155,7 +154,10 @@ class DepformerAttention(nnx.Module):
         weight_set: int | Array,
         cache: DepthCache,
     ) -> tuple[Float[Array, "B D"], DepthCache]:
-        """Stage ``stage`` of a frame, attending to itself and the stages before."""
+        """Stage ``stage`` of a frame in layer ``layer``, attending to itself and the stages before.
+
+        ``weight_set`` is its number, or while a program runs its place among the sets.
+        """
         positions = jnp.broadcast_to(stage, (x.shape[0], 1))
         query, keys, values = self._heads(x[:, None], positions, weight_set)
         cache = cache.write(layer, keys[:, 0], values[:, 0], stage)
@@ -335,7 +337,7 @@ class Depformer(nnx.Module):
         text: Float[Array, "B D"] | None,
         cache: DepthCache,
     ) -> tuple[Float[Array, "B V"], DepthCache]:
-        """One stage of one frame.
+        """One stage of one frame. It has no gradient where a kernel computes it.
 
         Args:
           stage: 0 to C - 2, may be traced inside a run of :meth:`runs`.
@@ -362,14 +364,12 @@ class Depformer(nnx.Module):
             place = sets.index(weight_set)
             chosen, condition = weight_set, conditions[weight_set]
         x = condition + embedded
-        if weights := weights_for_kernel(self.layers, len(x)):
+        if weights := weights_for_kernel(self.layers, len(x), cache):
             where = jnp.broadcast_to(stage, (len(x),))
             angle = angles(where, self.layers[0].self_attention.frequencies())
-            held = (cache.keys, cache.values)
-            x, kept = step_layers(
-                x, angle, where, held, weights, weight_set=place, epsilon=self.norm.epsilon
+            x, cache = step_layers(
+                x, angle, where, cache, weights, weight_set=place, epsilon=self.norm.epsilon
             )
-            cache = DepthCache(*kept)
         else:
             for number, layer in enumerate(self.layers):
                 x, cache = layer.step(x, number, stage, chosen, cache)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dia2_jax.config import ACTIVATIONS
+from dia2_jax.nn.kernels import kernels_here
 from dia2_jax.nn.kernels.layers import AttentionWeights, LayerWeights, Matrix, use_layers
 from dia2_jax.nn.linear import Embedding, Linear
 from dia2_jax.nn.norm import RMSNorm
@@ -47,10 +48,10 @@ def layer_weights(
         return Matrix(linear.weight[...], None if scale is None else scale[...])
 
     linears = [linear for inward, outward in sets for linear in (*inward, outward)]
+    # What adapts a Linear takes its place and computes more.
+    plain = [type(each) is Linear and each.bias is None for each in (*linears, mlp.wi, mlp.wo)]
     gates = tuple(ACTIVATIONS[name.lower()] for name in mlp.activations)
-    if gates != ("silu", "linear") or any(each.bias is not None for each in linears):
-        return None
-    if mlp.dtype != jnp.float32:
+    if not all(plain) or gates != ("silu", "linear") or mlp.dtype != jnp.float32:
         return None
     attention_norm, query_norm, key_norm, mlp_norm = (norm.weight[...] for norm in norms)
     return LayerWeights(
@@ -62,8 +63,8 @@ def layer_weights(
             AttentionWeights(tuple(map(matrix, inward)), matrix(outward))
             for inward, outward in sets
         ),
-        wide=matrix(mlp.wi),
-        narrow=matrix(mlp.wo),
+        wi=matrix(mlp.wi),
+        wo=matrix(mlp.wo),
     )
 
 
@@ -71,11 +72,15 @@ class _Weighted(Protocol):
     def weights(self) -> LayerWeights | None: ...
 
 
-def weights_for_kernel(layers: Iterable[_Weighted], rows: int) -> list[LayerWeights] | None:
+def weights_for_kernel(
+    layers: Iterable[_Weighted], rows: int, cache: Any
+) -> list[LayerWeights] | None:
     """Of all layers, where a step of so many rows is to be the kernel's; else None."""
+    if not kernels_here().float32:
+        return None
     weights = [layer.weights() for layer in layers]
     usable = [each for each in weights if each is not None]
-    return usable if len(usable) == len(weights) and use_layers(rows, usable) else None
+    return usable if len(usable) == len(weights) and use_layers(rows, usable, cache) else None
 
 
 class GatedMLP(nnx.Module):

@@ -86,7 +86,8 @@ def block_of(
 class KVCache:
     """Keys and values of all layers; slot s of row b counts once ``s < length[b]``.
 
-    Both lie as the products of a step read them fastest on a CPU.
+    Both lie as the products of a step read them fastest on a CPU; the kernel of all layers reads
+    them in this order.
 
     Attributes:
       keys: ``[B, L, K, H, S]``, S a multiple of ``BLOCK``.

@@ -33,6 +33,8 @@ def nearest(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
 class Int8Cache:
     """Keys and values of all layers; slot s of row b counts once ``s < length[b]``.
 
+    The kernel of all layers reads the fields in this order.
+
     Attributes:
       keys, values: ``[B, L, K, S, H]`` int8, S a multiple of ``BLOCK``.
       key_scale, value_scale: ``[B, L, K, S]`` float32.

@@ -7,6 +7,7 @@ takes their place and that the reason is told.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -36,6 +37,14 @@ from dia2_jax.nn.quantized import LEVELS, project_int8, quantize
 
 have_float32 = pytest.mark.skipif(not kernels().float32, reason=kernels().reason)
 have_int8 = pytest.mark.skipif(not kernels().int8, reason=kernels().reason)
+
+
+@pytest.mark.skipif(KERNELS_VARIABLE in os.environ, reason="kernels were asked to be off")
+def test_where_they_can_be_compiled_there_are_kernels() -> None:
+    """Else a mistake in their code would skip all tests of them."""
+    able = module._processor_flags() >= module._NEEDED
+    compiler = any(shutil.which(name) for name in module._COMPILERS)
+    assert kernels().float32 == (able and compiler), kernels().reason
 
 
 def normal(shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -172,6 +172,31 @@ def test_merged_equals_unmerged_in_both_forms(tiny: Tiny) -> None:
             assert float(jnp.abs(got - before).max()) > 0.01 * scale
 
 
+def test_a_step_has_the_adapters_too(tiny: Tiny) -> None:
+    """What computes a step otherwise, such as a kernel of all layers, knows plain weights alone."""
+    graphdef, both = attach(tiny.graphdef, tiny.abstract, CONFIG)
+    named = {**tiny.params, **trained(tiny.adapters)}
+    model = nnx.merge(graphdef, unflatten_tree(flatten_tree(both)[1], named))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 60, (2, 5, 1)))
+    start = jnp.zeros(2, jnp.int32)
+
+    def run(model: Any) -> Any:
+        cache = model.transformer.init_cache(2, 1)
+        whole = model.transformer(tokens)
+        out, _ = model.transformer.step(tokens[..., 0], start, start, cache)
+        depth, text = model.depformer, (tokens[:, 0, 0], tokens[:, 1, 0])
+        stages = depth(tokens[:, 2:4, 0], out.hidden, text)
+        first, _ = depth.step(
+            0, 0, tokens[:, 2, 0], depth.conditions(out.hidden), depth.text(*text),
+            depth.init_cache(2),
+        )  # fmt: skip
+        return (whole.cb0[:, 0], stages[:, 0]), (out.cb0, first)
+
+    wanted, got = jax.jit(run, compiler_options=FAST)(model)
+    for left, right in zip(wanted, got, strict=True):
+        np.testing.assert_allclose(left, right, atol=2e-5 * float(jnp.abs(left).max()))
+
+
 class Small(nnx.Module):
     """Linears in every kind of place: an attribute with a bias, a list, a dict."""
 

@@ -78,7 +78,7 @@ SMALLER = {
     "train.package": [],
     "eval.read_aloud": ["voice.kind=tones", "--quiet"],
     # Those that need nothing which may or may not be installed.
-    "eval.naturalness": ["--limit", "2", "--metrics", "signal,stopping,dialogue,speed"],
+    "eval.naturalness": ["--limit", "2", "--metrics", "stopping,dialogue,speed"],
 }
 
 

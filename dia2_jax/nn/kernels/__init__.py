@@ -36,7 +36,7 @@ KERNELS_VARIABLE = "DIA2_JAX_KERNELS"
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("float32.c", "int8.c")
-_HEADERS = ("shared.h", "attention.h", "stack.h")
+_HEADERS = ("shared.h", "attention.h", "layer.h", "stack.h")
 #: What the kernels are called in a program.
 FLOAT32_PRODUCT = "dia2_jax_float32_product"
 FLOAT32_ATTENTION = "dia2_jax_float32_attention"

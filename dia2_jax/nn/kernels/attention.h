@@ -16,9 +16,10 @@ INLINE int64_t slots_of(int64_t length, int64_t slots) {
   return length < 0 ? 0 : length > slots ? slots : length;
 }
 
-INLINE int64_t layer_of(int64_t asked, int64_t layers) {
-  if (asked < 0) asked += layers; /* as lax.dynamic_slice does, like the limits below */
-  return asked < 0 ? 0 : asked >= layers ? layers - 1 : asked;
+/* Which of `count` is meant, as lax.dynamic_slice and its like have it. */
+INLINE int64_t one_of(int64_t asked, int64_t count) {
+  if (asked < 0) asked += count;
+  return asked < 0 ? 0 : asked >= count ? count - 1 : asked;
 }
 
 /* e to the power of what is at most 0, within two units in the last place; of NaN NaN. */
@@ -54,15 +55,15 @@ INLINE float soften(float *scores, const float *scale, int64_t length) {
   return _mm512_reduce_add_ps(total);
 }
 
-INLINE __m512 read_values(const void *values, int64_t index, __mmask16 here, const int narrow) {
-  if (!narrow) return _mm512_maskz_loadu_ps(here, (const float *)values + index);
+INLINE __m512 read_values(const void *values, int64_t index, __mmask16 here, const int int8) {
+  if (!int8) return _mm512_maskz_loadu_ps(here, (const float *)values + index);
   const __m128i bytes = _mm_maskz_loadu_epi8(here, (const int8_t *)values + index);
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
 
 /* `count` queries' sums of values [length, H] by their weights, 64 of the width at a time. */
 INLINE void average_some(const Head *head, const float *weights, const float *totals,
-                         const void *values, float *y, const int narrow, const int count) {
+                         const void *values, float *y, const int int8, const int count) {
   for (int64_t h = 0; h < head->width; h += 64) {
     __mmask16 here[4];
     __m512 sums[16];
@@ -71,7 +72,7 @@ INLINE void average_some(const Head *head, const float *weights, const float *to
       here[part] = first_lanes(head->width - h - 16 * part);
     for (int64_t s = 0; s < head->length; s++)
       UNROLL for (int part = 0; part < 4; part++) {
-        __m512 value = read_values(values, s * head->width + h + 16 * part, here[part], narrow);
+        __m512 value = read_values(values, s * head->width + h + 16 * part, here[part], int8);
         UNROLL for (int g = 0; g < count; g++)
           sums[4 * g + part] = _mm512_fmadd_ps(_mm512_set1_ps(weights[g * head->room + s]), value,
                                                sums[4 * g + part]);
@@ -84,16 +85,16 @@ INLINE void average_some(const Head *head, const float *weights, const float *to
 }
 
 /* From the scores [G, room] of a head's queries to what they attend to, y [G, H]; values [S, H] are
- * float32, or int8 with a scale a slot if they are `narrow`. The scores are used up. */
+ * float32, or int8 with a scale a slot if they are `int8`. The scores are used up. */
 INLINE void average(const Head *head, float *scores, const void *values, const float *scale, float *y,
-                    const int narrow) {
+                    const int int8) {
   for (int64_t g = 0; g < head->group;) {
     const int count = head->group - g >= 4 ? 4 : head->group - g >= 2 ? 2 : 1;
     float totals[4], *weights = scores + g * head->room, *out = y + g * head->width;
     for (int i = 0; i < count; i++) totals[i] = soften(weights + i * head->room, scale, head->length);
-    if (count == 4) average_some(head, weights, totals, values, out, narrow, 4);
-    if (count == 2) average_some(head, weights, totals, values, out, narrow, 2);
-    if (count == 1) average_some(head, weights, totals, values, out, narrow, 1);
+    if (count == 4) average_some(head, weights, totals, values, out, int8, 4);
+    if (count == 2) average_some(head, weights, totals, values, out, int8, 2);
+    if (count == 1) average_some(head, weights, totals, values, out, int8, 1);
     g += count;
   }
 }
@@ -161,7 +162,7 @@ INLINE Head head_of(const Attention *all, int64_t item, int64_t *slot) {
 INLINE int64_t size_up(Attention *all, const XLA_FFI_Buffer *query, int64_t layers, int64_t slots,
                        const XLA_FFI_Buffer *layer, const XLA_FFI_Buffer *length) {
   all->layers = layers, all->heads = query->dims[1], all->length = length->data;
-  all->layer = layer_of(*(const int32_t *)layer->data, layers);
+  all->layer = one_of(*(const int32_t *)layer->data, layers);
   int64_t longest = 0;
   for (int64_t row = 0; row < query->dims[0]; row++) {
     const int64_t own = slots_of(all->length[row], slots);

@@ -1,6 +1,5 @@
-/* Products of a few rows with float32 weights attention over a float32 cache, and
- * layers of both, for x86 processors
- * with AVX-512.
+/* Products of a few rows with float32 weights, attention over a float32 cache, and layers of both, for
+ * x86 processors with AVX-512.
  *
  * What is computed of a row depends neither on the rows beside it nor on how the work is shared.
  */
@@ -12,7 +11,7 @@
 typedef struct {
   int64_t rows, inputs, stride; /* `stride` from one row of y to the next */
   const float *x, *weight;      /* [rows, inputs], [outputs, inputs] */
-  float *y;                     /* [rows, outputs] */
+  float *y;                     /* [rows, outputs ...] */
 } Product;
 
 /* Adds 16 inputs from `k` on, of which `here` exist, to the sums of `width` outputs of `rows` rows. */

@@ -339,7 +339,7 @@ static void keep(const float *x, int64_t count, int8_t *digits, float *scale) {
   }
 }
 
-static void attend_narrow(const Stack *all, const Head *head, int64_t start, int64_t slot,
+static void attend_int8_cache(const Stack *all, const Head *head, int64_t start, int64_t slot,
                           const float *query, const float *key, const float *value, char *memory,
                           float *scores, float *y) {
   int8_t *keys = (int8_t *)all->keys + start * head->width;
@@ -353,5 +353,5 @@ static void attend_narrow(const Stack *all, const Head *head, int64_t start, int
 }
 
 XLA_FFI_Error *dia2_jax_int8_layers(XLA_FFI_CallFrame *frame) {
-  return answered(frame) ? NULL : step_layers(frame, 1, attend_narrow);
+  return answered(frame) ? NULL : step_layers(frame, 1, attend_int8_cache);
 }

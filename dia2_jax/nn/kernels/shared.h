@@ -14,9 +14,8 @@
 #include "xla/ffi/api/c_api.h"
 
 #define DEALT 32768 /* bytes of weights that a thread takes at a time, at least */
-#define ALONE 49152 /* bytes of them below which waking another thread takes longer */
-
-#define KEPT 65536  /* bytes of them that stay in a core's own cache while rows come and go */
+#define ALONE 49152 /* bytes of weights below which waking another thread takes longer */
+#define KEPT 65536  /* bytes of weights that stay in a core's own cache while rows come and go */
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
