@@ -72,7 +72,7 @@ unit in its name, GB are 1e9 bytes; null is what the system does not tell):
     machine   cpu, cores, memory_gb, system, load_average_1min (before), others_cpu_share (of all
               cores, by other programs during the run), and the read bandwidth found by several
               reductions in the same run: numpy_max_gb_per_s, numpy_sum_gb_per_s,
-              jax_matvec_gb_per_s, best_gb_per_s
+              jax_matvec_gb_per_s, with kernels in C kernel_product_gb_per_s; best_gb_per_s
     cold, warm  import_s (process start to backend started), load_s, weights_gb (model and codec),
               anonymous_added_gb (peak while loading over before) and anonymous_over_weights;
               ready_s (from having the weights to the first frame and first chunk done) and its

@@ -176,10 +176,12 @@ def read_bandwidth(gigabytes: float, repeats: int = 5) -> dict[str, float]:
 
     Every core reduces its own part, in several ways; each way is repeated and its best counts,
     because a bandwidth is what can be reached. The matrix-vector product is what a step mostly
-    does, so it is among the ways.
+    does, so it is among the ways, and so is the kernel's where there is one.
     """
     import jax
     import jax.numpy as jnp
+
+    from dia2_jax.nn.kernels import product_float32, use_float32
 
     columns = 4096
     rows = max(int(gigabytes * _GB / 4 / columns), 1)
@@ -195,6 +197,9 @@ def read_bandwidth(gigabytes: float, repeats: int = 5) -> dict[str, float]:
             "numpy_sum_gb_per_s": lambda: list(pool.map(_sum_of_words, parts)),
             "jax_matvec_gb_per_s": lambda: product(device).block_until_ready(),
         }
+        if use_float32():
+            kernel = jax.jit(lambda matrix: product_float32(vector[None], matrix))
+            ways["kernel_product_gb_per_s"] = lambda: kernel(device).block_until_ready()
         rates = {}
         for name, run in ways.items():
             run()

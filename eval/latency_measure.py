@@ -102,6 +102,21 @@ def default_positions(context: int) -> list[int]:
     return sorted({min(100, context // 4), max(context - 100, context // 2)})
 
 
+def chosen_positions(positions: Sequence[int] | None, context: int) -> list[int]:
+    """Those asked for in order, else the default ones.
+
+    Raises:
+      MeasurementError: one that the model does not have.
+    """
+    chosen = sorted(set(positions or default_positions(context)))
+    for position in chosen:
+        if not 0 <= position < context:
+            raise MeasurementError(
+                f"--at {position}: outside this model's context of {context} steps"
+            )
+    return chosen
+
+
 def measure_model(
     source: Source,
     *,
@@ -128,12 +143,7 @@ def measure_model(
             "folder with --config"
         )
     context = source.dia2_config().runtime.max_context_steps
-    positions = sorted(set(positions or default_positions(context)))
-    for position in positions:
-        if not 0 <= position < context:
-            raise MeasurementError(
-                f"--at {position}: outside this model's context of {context} steps"
-            )
+    positions = chosen_positions(positions, context)
     report: dict[str, Any] = {"weights": "checkpoint" if source.folder else "random"}
     with tempfile.TemporaryDirectory() as cache:
         environment = cache_environment(cache)

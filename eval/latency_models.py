@@ -197,16 +197,22 @@ def frame_weights(config: Dia2Config, params: Any) -> dict[str, int]:
 
 
 def frame_cache_bytes(
-    config: Dia2Config, position: int, itemsize: int = 4, *, int8: bool = False
+    config: Dia2Config,
+    position: int,
+    itemsize: int = 4,
+    *,
+    int8: bool = False,
+    blocks: bool = True,
 ) -> int:
     """Bytes of decoder cache that the frame at ``position`` reads, for both guidance rows.
 
-    Whole blocks are read, up to the one that holds the position; of an int8 cache with its scales.
+    XLA reads whole blocks up to the one that holds the position, a kernel (not ``blocks``) as many
+    slots as there are; of an int8 cache with its scales.
     """
     from dia2_jax.nn import attention, int8_cache
 
     shape = config.model.decoder
-    block = int8_cache.BLOCK if int8 else attention.BLOCK
+    block = (int8_cache.BLOCK if int8 else attention.BLOCK) if blocks else 1
     slots = -(-(position + 1) // block) * block
     a_slot = shape.gqa_head_dim + 4 if int8 else shape.gqa_head_dim * itemsize
     return 2 * 2 * shape.n_layer * slots * shape.kv_heads * a_slot

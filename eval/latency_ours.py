@@ -391,11 +391,15 @@ class Ours:
 
     def costs(self, position: int) -> dict[str, float]:
         """What the frame at ``position`` reads, in GB."""
-        itemsize = self._dtype.itemsize
+        here = kernels_here()
+        kernel = here.int8 if self._int8 else here.float32 and self._dtype == jnp.float32
+        cache = frame_cache_bytes(
+            self._config, position, self._dtype.itemsize, int8=self._int8, blocks=not kernel
+        )
         return {
             "frame_ms_of_audio": self._frame_s * 1e3,
             "weights_gb": frame_weight_bytes(self._config, self._programs.params) / _GB,
-            "cache_gb": frame_cache_bytes(self._config, position, itemsize, int8=self._int8) / _GB,
+            "cache_gb": cache / _GB,
         }
 
     def memory(self) -> dict[str, Any]:

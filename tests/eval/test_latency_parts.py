@@ -15,6 +15,7 @@ import pytest
 
 from dia2_jax.config import load_dia2_config
 from dia2_jax.convert.models import abstract_dia2
+from dia2_jax.nn.kernels import kernels
 from eval import latency_models
 from eval.latency_machine import AnonymousPeak, OtherWork, read_bandwidth
 from eval.latency_models import Source, frame_cache_bytes, frame_weight_bytes
@@ -70,18 +71,22 @@ def test_weight_bytes_of_a_frame_of_the_published_shape() -> None:
     assert frame_weight_bytes(config, abstract) == 4 * (decoder + depformer)
 
 
-def test_cache_bytes_are_whole_blocks_of_both_rows() -> None:
+def test_cache_bytes_are_blocks_or_slots_of_both_rows() -> None:
     config = Source.of("dia2_1b").dia2_config()
     block = 2 * 2 * 30 * 128 * 8 * 128 * 4  # rows, keys and values, layers, slots
     assert [frame_cache_bytes(config, position) for position in (0, 127, 128, 1400)] == [
         block, block, 2 * block, 11 * block,
     ]  # fmt: skip
+    # A kernel reads the slots that there are.
+    assert frame_cache_bytes(config, 99, blocks=False) == block * 100 // 128
+    int8 = frame_cache_bytes(config, 99, int8=True, blocks=False)
+    assert int8 == 2 * 2 * 30 * 100 * 8 * (128 + 4)
 
 
 def test_bandwidth_is_the_best_of_several_ways() -> None:
     rates = read_bandwidth(0.02, repeats=1)
     assert rates["best_gb_per_s"] == max(rates.values()) > 0
-    assert len(rates) == 4
+    assert len(rates) == 4 + kernels().float32
 
 
 def test_anonymous_peak_sees_memory_that_is_gone_again() -> None:
