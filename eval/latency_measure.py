@@ -21,7 +21,7 @@ from eval.latency_cadences import CADENCES, at_once, words_at_once
 from eval.latency_listener import Take, figures, summed_up
 from eval.latency_models import Source, write_config
 from eval.latency_process import Child, MeasurementError, Side
-from eval.latency_statistics import alternate, ratio, summary
+from eval.latency_statistics import Timed, alternate, ratio, summary
 from eval.latency_stopwatch import MOST, agreement, time_command
 from eval.scoring.prompts import read_sets
 
@@ -102,6 +102,18 @@ def default_positions(context: int) -> list[int]:
     return sorted({min(100, context // 4), max(context - 100, context // 2)})
 
 
+def frames_at(side: Side, position: int) -> Timed:
+    """What times frames at a position. Positions are compared, so they are measured in turns: a
+    shared machine is not as fast when the last one's turn comes as it was for the first one."""
+
+    def run(count: int) -> list[float]:
+        side.call("seek", position)
+        times: list[float] = side.call("frames", count)
+        return times
+
+    return run
+
+
 def chosen_positions(positions: Sequence[int] | None, context: int) -> list[int]:
     """Those asked for in order, else the default ones.
 
@@ -161,12 +173,11 @@ def measure_model(
             report["stream"] = ours.call("stream", take or frames)
             # Of one session: what follows adds rows, chunk sizes and their programs.
             report["memory"] = ours.call("memory")
-            report["step"] = {}
-            for position in positions:
-                say(f"{frames} frames at step {position}")
-                ours.call("seek", position)
-                times = ours.call("frames", frames + 1)[1:]
-                report["step"][str(position)] = summary(times)
+            steps = ", ".join(map(str, positions))
+            say(f"{frames} frames at each of steps {steps}, {block} a turn")
+            sides = {str(position): frames_at(ours, position) for position in positions}
+            timed = alternate(sides, frames, block)
+            report["step"] = {position: summary(times) for position, times in timed.items()}
             report["decode"] = summary(ours.call("decode", frames + 1)[1:])
             if against is not None:
                 report |= _against(ours, source, against, positions, against_frames, block, start)
@@ -335,18 +346,16 @@ def _against(
     try:
         upstream: dict[str, Any] = {"step": {}}
         everything: dict[str, list[float]] = {"ours": [], "theirs": []}
+        steps = ", ".join(map(str, positions))
+        say(f"{count} frames of either side at each of steps {steps}, {block} a turn")
+        sides = {
+            f"{name} {position}": frames_at(side, position)
+            for position in positions
+            for name, side in (("ours", ours), ("theirs", theirs))
+        }
+        timed = alternate(sides, count, block)
         for position in positions:
-            say(f"{count} frames of either side at step {position}, {block} a turn")
-            for side in (ours, theirs):
-                side.call("seek", position)
-            times = alternate(
-                {
-                    "ours": lambda n: ours.call("frames", n),
-                    "theirs": lambda n: theirs.call("frames", n),
-                },
-                count,
-                block,
-            )
+            times = {name: timed[f"{name} {position}"] for name in everything}
             upstream["step"][str(position)] = {
                 **{name: summary(values) for name, values in times.items()},
                 "ratio": ratio(times["ours"], times["theirs"]),

@@ -40,10 +40,12 @@ from eval.latency_measure import (
     cache_environment,
     default_positions,
     everyday_scripts,
+    frames_at,
     say,
 )
 from eval.latency_models import Source
 from eval.latency_process import Child, Side
+from eval.latency_statistics import alternate
 
 #: Raised whenever a measurement is added, dropped or means something else.
 SUITE = 2
@@ -51,6 +53,8 @@ SUITE = 2
 ROUNDS = 5
 
 _FRAMES = 20
+#: Of them in a turn, positions taking turns.
+_BLOCK = 5
 _ROWS = (1, 2, 4)
 _ROW_FRAMES = 8
 _SCRIPTS = 5
@@ -167,9 +171,9 @@ def _round(ours: Side, source: Source, positions: list[int]) -> dict[str, list[f
         takes = ours.call("listen", [words_at_once(text, 0) for text in texts], None, True)
         heard = [figures_of_take(take).first_audible_ms for take in takes]
         samples["first_audible_ms"] = [value for value in heard if value is not None]
-    for name, position in zip(("frame_early_ms", "frame_late_ms"), positions, strict=True):
-        ours.call("seek", position)
-        samples[name] = ours.call("frames", _FRAMES + 1)[1:]
+    names = ("frame_early_ms", "frame_late_ms")
+    sides = {name: frames_at(ours, at) for name, at in zip(names, positions, strict=True)}
+    samples |= alternate(sides, _FRAMES, _BLOCK)
     samples["decode_ms"] = ours.call("decode", _FRAMES + 1)[1:]
     memory = ours.call("memory")
     samples["peak_gb"] = _known(memory["anonymous_peak_gb"])

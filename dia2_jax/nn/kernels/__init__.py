@@ -1,4 +1,5 @@
-"""Products of a few rows and attention over a cache, in C, for processors with AVX-512 and VNNI.
+"""Products of a few rows, attention over a cache, and all layers of a step: in C, for AVX-512 with
+VNNI.
 
 That is what a frame spends its time on, and XLA's CPU backend does not do it at the pace at which
 memory or caches are read (`eval/SPEED.md`): least so with int8 weights, whose products are made for
