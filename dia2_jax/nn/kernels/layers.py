@@ -1,7 +1,7 @@
 """One step of all layers of a transformer as one call of a kernel.
 
-Layer by layer a step is some twenty small operations around four products, and threads are woken
-for each of them; in the kernel they stay awake from the first layer to the last (`eval/SPEED.md`).
+Layer by layer a step is many small operations between products, and threads are woken for each of
+them; in the kernel they stay awake from the first layer to the last (`eval/SPEED.md`).
 """
 
 from __future__ import annotations
