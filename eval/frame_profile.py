@@ -4,11 +4,12 @@
     python -m eval.frame_profile --config nano --at 100,1000 --repeats 100
 
 Each part is a program of its own, on the model's weights and a frame's shapes; all of them and the
-whole frame are timed in turns. A call of any program costs the same (its arguments, a thread to
-wake, an answer for the host), which is measured as a program that only gives its state back; it is
-subtracted from the parts and has a line of its own. What the parts do not explain is the last line:
-the word machine, and what one program does better or worse than several. Bytes are weights, each as
-often as a frame multiplies by it, and the decoder's cache.
+whole frame are timed in turns. What a call of a program costs by itself (all weights and the state
+as arguments, a thread to wake, an answer for the host) is measured as a program that only gives its
+state back; it is subtracted from the parts, also from draws, whose arguments are fewer, and has a
+line of its own. What the parts do not explain is the last line: the word machine, and whatever one
+program does worse or better than several. Bytes are weights, each as often as a frame multiplies by
+it, and the decoder's cache.
 Measure on an otherwise idle machine; [SPEED.md](SPEED.md) says what was found.
 """
 
@@ -40,7 +41,7 @@ from eval.latency_statistics import alternate, summary
 from train.command import Program
 
 _GB = 1e9
-#: Times of a part in a row, of which the first is dropped.
+#: Times of a part in a turn, behind one more that is dropped.
 _BLOCK = 4
 
 

@@ -112,7 +112,7 @@ unit in its name, GB are 1e9 bytes; null is what the system does not tell):
               (model and codec), caches_gb (of one session, guided) and rest_gb
     upstream  (with --against) by position "ours" and "theirs" spreads and "ratio"; memory,
               versions, threads
-    ratio     (with --against) upstream's median frame time over ours, over all positions' frames
+    ratio     (with --against) geometric mean of the positions' ratios
 
 With ``--codec``: take (audio_s, frames, codebooks), compile (first_…_s of each kind), encode and
 decode (whole take: spread and x_realtime), stream_1 and stream_8 (decode of one and of eight frames

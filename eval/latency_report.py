@@ -128,7 +128,9 @@ def _model(report: Mapping[str, Any]) -> list[str]:
                 ]
             )
         rows.append(["upstream memory", *_memory(report["upstream"]["memory"])])
-        rows.append(["ratio", f"{report['ratio']:.2f} × upstream's frames a second"])
+        rows.append(
+            ["ratio", f"{report['ratio']:.2f} × upstream's frames a second (geometric mean)"]
+        )
     return _align(rows)
 
 

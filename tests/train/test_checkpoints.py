@@ -120,15 +120,15 @@ def truncate(path: Path) -> None:
 
 
 def garble(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 8] = b"garbage!"
-    path.write_bytes(content)
+    """All of it: what nothing reads lies now before what is read, now in the middle, now behind."""
+    path.write_bytes((b"garbage!" * (path.stat().st_size // 8 + 1))[: path.stat().st_size])
 
 
-def flip_one_bit(path: Path) -> None:
+def flip_bits(path: Path) -> None:
+    """One in every 64 bytes, for the same reason."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    for place in range(0, len(content), 64):
+        content[place] ^= 1
     path.write_bytes(content)
 
 
@@ -145,7 +145,7 @@ DAMAGE = {
     "truncated file": lambda folder: truncate(data_file(folder)),
     "missing file": lambda folder: data_file(folder).unlink(),
     "garbage bytes": lambda folder: garble(data_file(folder)),
-    "one flipped bit": lambda folder: flip_one_bit(data_file(folder)),
+    "flipped bits": lambda folder: flip_bits(data_file(folder)),
     "missing manifest": lambda folder: (folder / "tree" / "manifest.ocdbt").unlink(),
     "missing metadata": lambda folder: metadata_of(folder).unlink(),
     "metadata of zeros": lambda folder: metadata_of(folder).write_bytes(bytes(500)),
@@ -288,9 +288,7 @@ def test_weights_load_for_export(tmp_path: Path, capsys: pytest.CaptureFixture[s
         load_for_export(tmp_path / "nix")
     with pytest.raises(CheckpointError, match="holds none of lora"):
         load_for_export(tmp_path, parts=("lora",))
-    # All of it: the optimiser's part, which is not read, lies now before the weights, now behind.
-    file = data_file(tmp_path / "checkpoints" / "3")
-    file.write_bytes(b"garbage!" * (file.stat().st_size // 8))
+    garble(data_file(tmp_path / "checkpoints" / "3"))
     assert load_for_export(tmp_path)[1]["step"] == 2
     assert "checkpoint 3 cannot be used" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="damaged"):

@@ -8,7 +8,8 @@
  *   held_size(rows, inputs)            how many bytes it takes,
  *   held_in(memory, x, rows, inputs)   where it lies in as many bytes,
  *   fill(held, x)                      makes it of rows x,
- *   multiply(held, weight, scale, first, last, y, stride)   products with outputs `first` to `last` - 1.
+ *   multiply(held, weight, scale, first, last, y, stride)
+ *                                      products with outputs `first` to `last` - 1.
  */
 
 #ifndef DIA2_JAX_LAYER_H_
@@ -37,28 +38,30 @@ typedef struct {
 typedef struct Stack Stack;
 
 /* Keeps an item's key and value [H] in a slot of an int8 cache, whose slots of this layer, row and head
- * begin at `start`, and attends to it with queries [G, H]. `memory` has room for
- * rows as products want them. */
+ * begin at `start`, and attends to it with queries [G, H]. `memory` has room for rows as products want
+ * them. */
 typedef void AttendInt8(const Stack *, const Head *, int64_t start, int64_t slot, const float *query,
-                          const float *key, const float *value, char *memory, float *scores, float *y);
+                        const float *key, const float *value, char *memory, float *scores, float *y);
 
 struct Stack {
   Work work;
   int64_t rows, width, heads, kv_heads, head_width, hidden;
   int64_t layers, slots, room;
   float epsilon;
-  const float *cos, *sin;     /* [B, H / 2] */
-  const int32_t *slot;        /* [B] */
-  AttendInt8 *attend_int8_cache; /* if the cache is of int8 with scales */
-  void *keys, *values;        /* float32 [B, L, K, H, S] and [B, L, K, S, H]; int8 both the latter */
+  const float *cos, *sin; /* [B, H / 2] */
+  const int32_t *slot;    /* [B] */
+  /* float32 keys [B, L, K, H, S] and values [B, L, K, S, H]; or both [B, L, K, S, H] int8 with a scale
+   * a slot, where there is what attends to them */
+  AttendInt8 *attend_int8_cache;
+  void *keys, *values;
   float *key_scale, *value_scale;
-  float *x;                   /* [B, D], to which every layer adds twice */
-  float *added;               /* [B, D], what it adds */
-  float *projected;           /* [B, N + 2 K, H] */
-  float *attended;            /* [B, N, H] */
-  float *gates;               /* [B, 2 F] */
-  float *let;                 /* [B, F], what the gates let through */
-  char *places;               /* memory of the threads, each `place_size` bytes */
+  float *x;         /* [B, D], to which every layer adds twice */
+  float *added;     /* [B, D], what it adds */
+  float *projected; /* [B, N + 2 K, H] */
+  float *attended;  /* [B, N, H] */
+  float *gates;     /* [B, 2 F] */
+  float *let;       /* [B, F], what the gates let through */
+  char *places;     /* memory of the threads, each `place_size` bytes */
   int64_t place_size;
   Layer layer[];
 };
@@ -220,7 +223,8 @@ static void gate(const Stack *all, const Layer *layer, int64_t first, int64_t la
     fill(&held, place->rows);
   }
   multiply(&held, matrix->weight, matrix->scale, first, last, all->gates, 2 * hidden);
-  multiply(&held, matrix->weight, matrix->scale, hidden + first, hidden + last, all->gates, 2 * hidden);
+  multiply(&held, matrix->weight, matrix->scale, hidden + first, hidden + last, all->gates,
+           2 * hidden);
   for (int64_t row = 0; row < all->rows; row++) {
     const float *gates = all->gates + row * 2 * hidden;
     gate_some(gates + first, gates + hidden + first, all->let + row * hidden + first, last - first);

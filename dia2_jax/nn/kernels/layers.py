@@ -46,7 +46,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """A pre-norm layer whose norms are root-mean-square and whose gates are silu, all float32.
+    """A pre-norm layer whose norms are root-mean-square and whose gates are silu; norms float32.
 
     Attributes:
       attention_norm, mlp_norm: ``[D]``.

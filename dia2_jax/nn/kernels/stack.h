@@ -81,8 +81,8 @@ static XLA_FFI_Error *step_layers(XLA_FFI_CallFrame *frame, int int8_weights,
   const int64_t *matrices = attribute(frame, "matrices", XLA_FFI_DataType_S64);
   const float *epsilon = attribute(frame, "epsilon", XLA_FFI_DataType_F32);
   const int64_t caches = frame->rets.size - 1;
-  if (sets == NULL || *sets < 1 || *sets > frame->args.size || matrices == NULL || (*matrices != 1 && *matrices != MATRICES) ||
-      epsilon == NULL)
+  if (sets == NULL || *sets < 1 || *sets > frame->args.size || matrices == NULL ||
+      (*matrices != 1 && *matrices != MATRICES) || epsilon == NULL)
     return refuse(frame, "dia2_jax layers: attributes are missing");
   const int int8_cache = caches == 4 && attend_int8_cache != NULL;
   if ((caches != 2 && !int8_cache) || frame->args.size < BEFORE_CACHE + caches + 4)
@@ -96,15 +96,14 @@ static XLA_FFI_Error *step_layers(XLA_FFI_CallFrame *frame, int int8_weights,
   const int64_t layers = sizes.layers = keys->dims[1], kv_heads = sizes.kv_heads = keys->dims[2];
   const int64_t head_width = sizes.head_width = query_norm->dims[0];
   const int64_t slots = sizes.slots = keys->dims[int8_cache ? 3 : 4];
-  const int64_t each = (frame->args.size - BEFORE_CACHE - caches) / layers; /* operands of a layer */
-  const XLA_FFI_Buffer *last = in[BEFORE_CACHE + caches + each - 1 - int8_weights]; /* wo [D, F] */
-  const XLA_FFI_Buffer *merge = in[BEFORE_CACHE + caches + each - 3 * (1 + int8_weights)]; /* [D, N H] */
+  const int64_t first = BEFORE_CACHE + caches, each = (frame->args.size - first) / layers;
+  const XLA_FFI_Buffer *last = in[first + each - 1 - int8_weights];        /* wo [D, F] */
+  const XLA_FFI_Buffer *merge = in[first + each - 3 * (1 + int8_weights)]; /* out [D, N H] */
   if (each < 7 || last->rank != 2 || merge->rank != 2 || head_width < 2 || head_width % 2 != 0 ||
       kv_heads < 1 || slots < 1 || merge->dims[1] % (kv_heads * head_width) != 0)
     return refuse(frame, "dia2_jax layers: matrices of other shapes");
   sizes.hidden = last->dims[1], sizes.heads = merge->dims[1] / head_width;
-  const XLA_FFI_DataType held =
-      int8_cache ? XLA_FFI_DataType_S8 : XLA_FFI_DataType_F32;
+  const XLA_FFI_DataType held = int8_cache ? XLA_FFI_DataType_S8 : XLA_FFI_DataType_F32;
   const int64_t slots_first[] = {rows, layers, kv_heads, slots, head_width};
   const int64_t width_first[] = {rows, layers, kv_heads, head_width, slots};
   int good = FITS(x, F32, rows, width) && FITS(out[0], F32, rows, width) &&
@@ -116,7 +115,8 @@ static XLA_FFI_Error *step_layers(XLA_FFI_CallFrame *frame, int int8_weights,
     good = good && FITS(in[BEFORE_CACHE + 2], F32, rows, layers, kv_heads, slots) &&
            FITS(in[BEFORE_CACHE + 3], F32, rows, layers, kv_heads, slots);
   /* A step writes to a cache in its place. */
-  for (int64_t i = 0; i < caches; i++) good = good && in[BEFORE_CACHE + i]->data == out[1 + i]->data;
+  for (int64_t i = 0; i < caches; i++)
+    good = good && in[BEFORE_CACHE + i]->data == out[1 + i]->data;
   if (!good) return refuse(frame, "dia2_jax layers: operands that do not fit each other");
   sizes.cos = in[1]->data, sizes.sin = in[2]->data, sizes.slot = in[3]->data;
   sizes.keys = keys->data, sizes.values = values->data;
