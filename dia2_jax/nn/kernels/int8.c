@@ -32,19 +32,27 @@ static Rows rows_in(char *memory, int64_t count, int64_t inputs) {
   return rows;
 }
 
-/* Rounds `x` to a row. Of one that is not finite the step is NaN, and so is every product. */
-static void round_row(const Rows *rows, int64_t row, const float *x) {
-  int8_t *digits = rows->digits + 2 * row * rows->padded;
+/* By what numbers are multiplied before they are rounded, and what a first digit of 1 is worth then:
+ * NaN if one of them is not finite, which is returned. */
+INLINE int measure(const float *x, int64_t count, __m512 *factor, float *step) {
   __m512 most = _mm512_setzero_ps();
   __mmask16 strange = 0;
-  for (int64_t k = 0; k < rows->inputs; k += 16) {
-    __m512 read = _mm512_maskz_loadu_ps(first_lanes(rows->inputs - k), x + k);
+  for (int64_t k = 0; k < count; k += 16) {
+    const __m512 read = _mm512_maskz_loadu_ps(first_lanes(count - k), x + k);
     strange |= _mm512_fpclass_ps_mask(read, 0x99); /* either NaN, either infinity */
     most = _mm512_max_ps(most, _mm512_abs_ps(read));
   }
-  float peak = _mm512_reduce_max_ps(most);
-  rows->steps[row] = strange ? NAN : peak / LEVELS;
-  __m512 factor = _mm512_set1_ps(LEVELS / (peak > SMALLEST ? peak : SMALLEST));
+  const float peak = _mm512_reduce_max_ps(most);
+  *factor = _mm512_set1_ps(LEVELS / (peak > SMALLEST ? peak : SMALLEST));
+  *step = strange ? NAN : peak / LEVELS;
+  return strange != 0;
+}
+
+/* Rounds `x` to a row. Of one that is not finite the step is NaN, and so is every product. */
+static void round_row(const Rows *rows, int64_t row, const float *x) {
+  int8_t *digits = rows->digits + 2 * row * rows->padded;
+  __m512 factor;
+  const int strange = measure(x, rows->inputs, &factor, &rows->steps[row]);
   __m512i totals[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   for (int64_t k = 0; k < rows->padded; k += 16) {
     __mmask16 here = strange ? 0 : first_lanes(rows->inputs - k);
@@ -322,16 +330,8 @@ static void multiply(const Held *held, const void *weight, const float *scale, i
 
 /* Rounds to one digit: quantized.round_rows. */
 static void keep(const float *x, int64_t count, int8_t *digits, float *scale) {
-  __m512 most = _mm512_setzero_ps();
-  __mmask16 strange = 0;
-  for (int64_t k = 0; k < count; k += 16) {
-    const __m512 read = _mm512_maskz_loadu_ps(first_lanes(count - k), x + k);
-    strange |= _mm512_fpclass_ps_mask(read, 0x99); /* either NaN, either infinity */
-    most = _mm512_max_ps(most, _mm512_abs_ps(read));
-  }
-  const float peak = _mm512_reduce_max_ps(most);
-  const __m512 factor = _mm512_set1_ps(LEVELS / (peak > SMALLEST ? peak : SMALLEST));
-  *scale = strange ? NAN : peak / LEVELS;
+  __m512 factor;
+  const int strange = measure(x, count, &factor, scale);
   for (int64_t k = 0; k < count; k += 16) {
     const __mmask16 here = first_lanes(count - k);
     const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(strange ? 0 : here, x + k), factor);

@@ -150,16 +150,21 @@ static int64_t lay_out(const Stack *all, char *memory, Place *place) {
 
 /* ---- The five steps of a layer ------------------------------------------------------------------ */
 
+/* The rows of x, normalised, as products want them; made once a step by each thread. */
+static Held normalised(const Stack *all, const float *norm, Place *place, int fresh) {
+  const Held held = held_in(place->held, place->rows, all->rows, all->width);
+  if (!fresh) return held;
+  for (int64_t row = 0; row < all->rows; row++)
+    normalise(all->x + row * all->width, norm, all->width, all->epsilon,
+              place->rows + row * all->width);
+  fill(&held, place->rows);
+  return held;
+}
+
 static void project(const Stack *all, const Layer *layer, int64_t first, int64_t last, Place *place,
                     int fresh) {
   const int64_t stride = (all->heads + 2 * all->kv_heads) * all->head_width;
-  const Held held = held_in(place->held, place->rows, all->rows, all->width);
-  if (fresh) {
-    for (int64_t row = 0; row < all->rows; row++)
-      normalise(all->x + row * all->width, layer->attention_norm, all->width, all->epsilon,
-                place->rows + row * all->width);
-    fill(&held, place->rows);
-  }
+  const Held held = normalised(all, layer->attention_norm, place, fresh);
   int64_t before = 0; /* outputs of the matrices before this one */
   for (int i = 0; i < MATRICES; before += layer->in[i++].outputs) {
     const Matrix *matrix = layer->in + i;
@@ -215,13 +220,7 @@ static void gate(const Stack *all, const Layer *layer, int64_t first, int64_t la
                  int fresh) {
   const int64_t hidden = all->hidden;
   const Matrix *matrix = &layer->wi;
-  const Held held = held_in(place->held, place->rows, all->rows, all->width);
-  if (fresh) {
-    for (int64_t row = 0; row < all->rows; row++)
-      normalise(all->x + row * all->width, layer->mlp_norm, all->width, all->epsilon,
-                place->rows + row * all->width);
-    fill(&held, place->rows);
-  }
+  const Held held = normalised(all, layer->mlp_norm, place, fresh);
   multiply(&held, matrix->weight, matrix->scale, first, last, all->gates, 2 * hidden);
   multiply(&held, matrix->weight, matrix->scale, hidden + first, hidden + last, all->gates,
            2 * hidden);
